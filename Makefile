@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up everything they need in .venv, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Two processes with one OpenMP thread each: two OpenMP programs with two threads each slow one another tenfold.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+ALONE := $(BIN)/pytest -p no:xdist
+
+.PHONY: demo test slow lint format clean
+
+demo: .venv/zoo ## quantize EfficientNet-Lite0, score it, time it
+	$(BIN)/octavo demo
+
+test: lint ## what CI runs
+	$(PYTEST) -m "not slow"
+
+slow: .venv/test ## proofs that take minutes; run alone on the machine
+	$(ALONE) -m slow
+
+lint: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs
+
+.venv/zoo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[zoo]"
+	touch $@
+
+.venv/test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@

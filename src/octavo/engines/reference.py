@@ -1,0 +1,213 @@
+"""The reference engine: integer arithmetic in plain PyTorch. Slow and readable; the oracle of the other engines.
+
+For real values x = s_x·(q_x − z_x) and symmetric weights w = s_w·q_w (Wu et al. 2020, §3.1–3.2)
+
+    Σ x·w  =  s_x·s_w · Σ (q_x − z_x)·q_w
+
+The sum runs over integers alone and is exact; the scales multiply it once, afterwards. Between two integer operations
+the value is float, as in fused kernels: rescale, add the bias, apply the activation, and round again at the next site.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+from octavo.network.insert import insert
+from octavo.network.operations import preserves_values
+from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from octavo.network.plan import Quantizer
+from octavo.numerics.affine import QParams, dequantize, quantize
+
+aten = torch.ops.aten
+INT32 = torch.iinfo(torch.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integers:
+    """A quantized tensor on its way to an integer operation.
+
+    centred  [...] int32: q − zero_point, so that zero is 0 and padding needs no care
+    params   its scale; per tensor, or along an axis for a weight
+    """
+
+    centred: Tensor
+    params: QParams
+
+
+class Quantize(nn.Module):
+    """Real values in, `Integers` out."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.scheme = params.scheme
+        self.register_buffer("scale", params.scale.clone())
+        self.register_buffer("zero_point", params.zero_point.clone())
+
+    @property
+    def params(self) -> QParams:
+        return QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme)
+
+    def forward(self, x: Tensor) -> Integers:
+        params = self.params
+        return Integers(centred=_centred(quantize(x, params), params), params=params)
+
+
+def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
+    """`graph` executed on integers; called like the user's model, on any device."""
+
+    def make(quantizer: Quantizer) -> nn.Module:
+        return Quantize(params.values[quantizer.name])
+
+    return ReferenceModel(insert(graph, params.plan, make))
+
+
+class ReferenceModel(nn.Module):
+    """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__()
+        self.module = module
+
+    @torch.inference_mode()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        graph = self.module.graph
+        flat = graph.process_inputs(*args, **kwargs)  # type: ignore[no-untyped-call]
+        out = _IntegerInterpreter(self.module).run(*flat, enable_io_processing=False)
+        return graph.process_outputs(out)  # type: ignore[no-untyped-call]
+
+
+class _IntegerInterpreter(Interpreter):
+    def run_node(self, n: Node) -> Any:
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        kernel = KERNELS.get(n.target)
+        if kernel is not None and isinstance(args[0], Integers) and isinstance(args[1], Integers):
+            return kernel(n.target, *args, **kwargs)
+        if preserves_values(n) and _any_integers(args):
+            return _move(n.target, args, kwargs)
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), _to_float)  # type: ignore[misc]
+        assert callable(n.target)
+        return n.target(*args, **kwargs)
+
+
+def accumulate(operation: Callable[..., Tensor], lhs: Tensor, rhs: Tensor, *rest: Any) -> Tensor:
+    """`operation(lhs, rhs)` of integers, exactly: int32 out.
+
+    float64 carries the integers: it holds every one up to 2⁵³, runs on every device and is far faster than torch's
+    integer loops.
+    raises  QuantizationError where an int32 accumulator would overflow
+    """
+    sums = operation(lhs.double(), rhs.double(), *rest)
+    if sums.numel() and not INT32.min <= float(sums.min()) <= float(sums.max()) <= INT32.max:
+        raise QuantizationError(
+            asked="accumulate in int32",
+            seen=f"a sum reaches {float(sums.abs().max()):.0f}",
+            remedy="use fewer bits for this layer, or leave it in float",
+        )
+    return sums.to(torch.int32)
+
+
+def _convolution(operation: Any, x: Integers, weight: Integers, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    sums = accumulate(lambda a, b: operation(a, b, None, *rest), x.centred, weight.centred)
+    scale = weight.params.scale
+    if scale.ndim == 1:
+        channels = sums.shape[1]
+        # A grouped transposed convolution has one scale for each output channel *within* a group.
+        scale = scale.repeat(channels // scale.numel())
+        scale = scale.reshape(channels, *[1] * (sums.ndim - 2))
+    shaped = None if bias is None else bias.reshape(-1, *[1] * (sums.ndim - 2))
+    return rescale(sums, x.params.scale * scale, shaped)
+
+
+def _linear(operation: Any, x: Integers, weight: Integers, bias: Tensor | None = None) -> Tensor:
+    if weight.params.scheme.block is not None:
+        return _linear_in_blocks(operation, x, weight, bias)
+    return rescale(accumulate(operation, x.centred, weight.centred), x.params.scale * weight.params.scale, bias)
+
+
+def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tensor | None) -> Tensor:
+    """Each block of inputs has its own scales [outputs]: one integer product a block, summed after rescaling."""
+    block, axis = weight.params.scheme.block, weight.params.scheme.axis
+    if axis not in (1, -1):
+        raise QuantizationError(
+            asked=f"execute a linear whose weight has blocks along axis {axis}",
+            seen="an integer sum runs along the input axis, so only blocks of inputs can have scales",
+            remedy="give the weight Scheme(axis=1, block=…)",
+        )
+    out = torch.zeros((), device=x.centred.device)
+    parts = zip(x.centred.split(block, -1), weight.centred.split(block, 1), weight.params.scale.unbind(1), strict=True)
+    for lhs, rhs, scale in parts:
+        out = out + rescale(accumulate(operation, lhs, rhs), x.params.scale * scale, None)
+    return out if bias is None else out + bias
+
+
+def _matmul(operation: Any, lhs: Integers, rhs: Integers) -> Tensor:
+    scale = rhs.params.scale  # along the columns
+    rows = lhs.params.scale
+    if rows.ndim == 1:  # a weight on the left has a scale for each row
+        rows = rows.unsqueeze(-1)
+    return rescale(accumulate(operation, lhs.centred, rhs.centred), rows * scale, None)
+
+
+def rescale(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """scale·sums + bias in float32: the first half of requantization; the next `Quantize` is the other."""
+    out = sums.to(torch.float32) * scale
+    return out if bias is None else out + bias
+
+
+KERNELS: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys(CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS, _convolution),
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+}
+
+
+def _move(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Reshape, pool, pad or concatenate integers: they all have one scale, which goes with them."""
+    params: list[QParams] = []
+
+    def open_(leaf: Any) -> Any:
+        if isinstance(leaf, Integers):
+            params.append(leaf.params)
+            return leaf.centred.double()
+        return leaf
+
+    moved = operation(*torch.fx.node.map_aggregate(args, open_), **kwargs)  # type: ignore[misc]
+    return Integers(centred=moved.to(torch.int32), params=params[0])
+
+
+def _any_integers(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, Integers) or (isinstance(a, list | tuple) and _any_integers(tuple(a))) for a in args)
+
+
+def _to_float(leaf: Any) -> Any:
+    """Real values of integers that an operation without integer kernel reads."""
+    if not isinstance(leaf, Integers):
+        return leaf
+    scheme, params = leaf.params.scheme, leaf.params
+    zero = params.zero_point if params.zero_point.ndim == 0 else _along(params, leaf.centred)
+    return dequantize((leaf.centred + zero).to(scheme.dtype), params)
+
+
+def _centred(q: Tensor, params: QParams) -> Tensor:
+    return q.to(torch.int32) - (params.zero_point if params.zero_point.ndim == 0 else _along(params, q))
+
+
+def _along(params: QParams, q: Tensor) -> Tensor:
+    """The zero-point, shaped to stand beside every entry of `q`."""
+    scheme = params.scheme
+    assert scheme.axis is not None
+    if scheme.block is not None:
+        return params.zero_point.repeat_interleave(scheme.block, scheme.axis)
+    return params.zero_point.reshape([-1 if axis == scheme.axis % q.ndim else 1 for axis in range(q.ndim)])

@@ -1,0 +1,128 @@
+"""Calibration: run the data once and keep histograms; then choose scales from them, by any method, as often as wanted (§3.4)."""
+
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from octavo.errors import QuantizationError
+from octavo.network.edit import attribute
+from octavo.network.graph import Graph, call_arguments
+from octavo.network.insert import insert
+from octavo.network.plan import Plan, Quantizer
+from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
+from octavo.numerics.histogram import Histogram
+from octavo.numerics.ranges import RangeMethod, max_range, method
+
+Stats = Mapping[str, Histogram]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The scale and zero-point of every quantizer of `plan`, chosen by `method`."""
+
+    plan: Plan
+    values: Mapping[str, QParams]
+    method: str
+
+    def __post_init__(self) -> None:
+        missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
+        if missing:
+            raise QuantizationError(
+                asked="use parameters with a plan",
+                seen=f"{len(missing)} of its quantizers have none",
+                remedy="choose the parameters from statistics of this very plan",
+                site=missing[0],
+            )
+
+
+class _Observer(nn.Module):
+    """Counts what passes through, and passes it on."""
+
+    def __init__(self, name: str, histogram: Histogram) -> None:
+        super().__init__()
+        self.name, self.histogram = name, histogram
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.histogram.update(x, site=self.name)
+        return x
+
+
+def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
+    """{quantizer: histogram of every value it saw}: one pass over `batches` serves every calibration method.
+
+    batches   inputs in the form of `capture`'s example; items after a network's own inputs (labels) are ignored
+    progress  show a progress bar with the time left
+    raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch
+    """
+    histograms = {quantizer.name: Histogram() for quantizer in plan.quantizers if not quantizer.constant}
+
+    def make(quantizer: Quantizer) -> nn.Module:
+        return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
+
+    watched = insert(graph, plan, make, own_parameters=False)
+    seen = 0
+    total = len(batches) if isinstance(batches, Sized) else None
+    with torch.inference_mode():
+        for batch in track(batches, "calibrating", total=total, disable=not progress):
+            _run(graph, watched, batch, seen)
+            seen += 1
+    if seen == 0:
+        raise QuantizationError(
+            asked="calibrate",
+            seen="the calibration data is empty",
+            remedy="give at least one batch (an iterator that was used up gives none: pass a list or a loader)",
+        )
+    return MappingProxyType(histograms)
+
+
+def _run(graph: Graph, watched: nn.Module, batch: Any, number: int) -> None:
+    args, kwargs = call_arguments(batch)
+    args = args[: len(graph.example_args)] if graph.example_args else args
+    device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
+    args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    try:
+        watched(*args, **kwargs)
+    except QuantizationError as error:
+        raise QuantizationError(
+            asked=error.asked,
+            seen=f"in batch {number} (counted from 0) {error.seen}",
+            remedy=error.remedy,
+            site=error.site,
+        ) from error
+
+
+def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str = max_range) -> Params:
+    """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
+
+    by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
+    raises  QuantizationError if `stats` has no histogram for a quantizer, or one that saw nothing
+    """
+    choose = method(by) if isinstance(by, str) else by
+    constants = {node.name: node for node in graph.module.graph.nodes if node.op == "get_attr"}
+    values = {}
+    for quantizer in plan.quantizers:
+        if quantizer.constant:
+            weight = attribute(graph.module, constants[quantizer.edges[0].source])
+            values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
+        else:
+            low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
+            values[quantizer.name] = params_from_range(low, high, quantizer.scheme)
+    return Params(plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)))
+
+
+def _seen(stats: Stats, name: str) -> Histogram:
+    histogram = stats.get(name)
+    if histogram is None or histogram.count == 0:
+        raise QuantizationError(
+            asked="choose a range",
+            seen="the statistics hold no value of this site",
+            remedy="observe with this plan, on data that reaches this part of the network",
+            site=name,
+        )
+    return histogram

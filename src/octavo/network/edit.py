@@ -1,0 +1,97 @@
+"""How a captured graph is edited: one node at a time, keeping shapes and the user's layer names up to date."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+# What a new node inherits from the node it replaces: the user's layer and the line of source it came from.
+PROVENANCE = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
+
+Operator = Callable[..., Any]
+
+
+def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:
+    """The new node `operator(*args, **kwargs)`, placed before `like`, with its shape inferred and the layer of `like`."""
+    with like.graph.inserting_before(like):
+        node = like.graph.call_function(operator, args, kwargs)
+    node.meta.update({key: like.meta[key] for key in PROVENANCE if key in like.meta})
+    fake_args, fake_kwargs = map_arg((args, kwargs), value)  # type: ignore[misc]
+    mode = detect_fake_mode((fake_args, fake_kwargs))
+    assert mode is not None, "a captured graph carries fake tensors"
+    with mode, torch.no_grad():
+        node.meta["val"] = operator(*fake_args, **fake_kwargs)
+    return node
+
+
+def emit_parameter(module: GraphModule, like: Node, name: str, tensor: Tensor) -> Node:
+    """The new node that reads `tensor`, stored in `module` under `name` (a parameter if `tensor` is one)."""
+    owner_path, _, leaf = name.rpartition(".")
+    owner = submodule(module, owner_path)
+    while leaf in owner._parameters or leaf in owner._buffers:
+        leaf += "_"
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(leaf, tensor)
+    else:
+        owner.register_buffer(leaf, tensor)
+    return read_attribute(like, f"{owner_path}.{leaf}" if owner_path else leaf, tensor)
+
+
+def read_attribute(like: Node, target: str, tensor: Tensor) -> Node:
+    """The new `get_attr` node of `target`, placed before `like`."""
+    with like.graph.inserting_before(like):
+        node = like.graph.create_node("get_attr", target)
+    mode = detect_fake_mode([n.meta["val"] for n in like.graph.nodes if "val" in n.meta])
+    assert mode is not None, "a captured graph carries fake tensors"
+    node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True)
+    return node
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule of `module` at `path`, created empty where it does not exist."""
+    for name in filter(None, path.split(".")):
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        child = module._modules[name]
+        assert child is not None
+        module = child
+    return module
+
+
+def attribute(module: nn.Module, node: Node) -> Tensor:
+    """The tensor that a `get_attr` node reads."""
+    path, _, name = str(node.target).rpartition(".")
+    tensor = getattr(module.get_submodule(path), name)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def replace(old: Node, new: Node) -> None:
+    """Every reader of `old` reads `new` instead, and `old` is gone."""
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def value(node: Node) -> Any:
+    """The fake tensor (shape, dtype, device) that `node` produces."""
+    return node.meta["val"]
+
+
+def shape(node: Node) -> tuple[int | torch.SymInt, ...]:
+    """The shape of what `node` produces; dynamic axes are symbols."""
+    return tuple(value(node).shape)
+
+
+def is_constant(node: Any) -> bool:
+    """Whether `node` reads a parameter or buffer."""
+    return isinstance(node, Node) and node.op == "get_attr"
+
+
+def layer_of(node: Node) -> str:
+    """The path of the innermost user module that executed `node`; "" for the root."""
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if not path.startswith("_empty")]
+    return str(stack[-1]).split("@")[0] if stack else ""

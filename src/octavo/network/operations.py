@@ -1,0 +1,171 @@
+"""The tables of operations: which inputs are quantized, what moves a tensor without changing it, what cannot be negative.
+
+A new operation is a new row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from octavo.network.edit import is_constant
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """A compute-heavy operation and its quantized inputs.
+
+    name    the field's word for it
+    inputs  {argument: (role, axis of one scale per output channel if the input is a weight)}
+    """
+
+    name: str
+    inputs: dict[int, tuple[str, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """One input of one operation of a graph, to be quantized.
+
+    node, source  the operation and what it reads
+    role          "input", "weight", "lhs", "rhs", …
+    axis          for a weight: the axis of its output channels, which have a scale each; None for an activation
+    """
+
+    node: Node
+    source: Node
+    role: str
+    axis: int | None
+
+
+_CONVOLUTION = {0: ("input", 0), 1: ("weight", 0)}
+_TRANSPOSED = {0: ("input", 0), 1: ("weight", 1)}
+_PRODUCT = {0: ("lhs", -2), 1: ("rhs", -1)}
+
+# Paper §4: every input of the operations that do the arithmetic, and of residual additions.
+OPERATIONS: dict[Any, Operation] = {
+    aten.conv1d.default: Operation(name="conv1d", inputs=_CONVOLUTION),
+    aten.conv2d.default: Operation(name="conv2d", inputs=_CONVOLUTION),
+    aten.conv3d.default: Operation(name="conv3d", inputs=_CONVOLUTION),
+    aten.conv1d.padding: Operation(name="conv1d", inputs=_CONVOLUTION),
+    aten.conv2d.padding: Operation(name="conv2d", inputs=_CONVOLUTION),
+    aten.conv3d.padding: Operation(name="conv3d", inputs=_CONVOLUTION),
+    aten.conv_transpose1d.default: Operation(name="conv_transpose1d", inputs=_TRANSPOSED),
+    aten.conv_transpose2d.input: Operation(name="conv_transpose2d", inputs=_TRANSPOSED),
+    aten.conv_transpose3d.input: Operation(name="conv_transpose3d", inputs=_TRANSPOSED),
+    aten.linear.default: Operation(name="linear", inputs={0: ("input", 0), 1: ("weight", 0)}),
+    aten.matmul.default: Operation(name="matmul", inputs=_PRODUCT),
+    aten.embedding.default: Operation(name="embedding", inputs={0: ("weight", 0)}),
+    aten.add.Tensor: Operation(name="add", inputs={0: ("lhs", 0), 1: ("rhs", 0)}),
+    aten.lstm.input: Operation(name="lstm", inputs={0: ("input", 0)}),  # and its weights: see `operands`
+    aten.gru.input: Operation(name="gru", inputs={0: ("input", 0)}),
+}
+
+RECURRENT = {"lstm", "gru"}
+
+# Compute-heavy, but without an integer form here: reported as kept in float, with this reason.
+FLOAT_ONLY: dict[Any, str] = {
+    aten.einsum.default: "this einsum is not one matrix product",
+    aten.bilinear.default: "bilinear has no integer form",
+    aten.rnn_tanh.input: "a plain RNN has no integer form; use an LSTM or GRU",
+    aten.rnn_relu.input: "a plain RNN has no integer form; use an LSTM or GRU",
+    aten.embedding_bag.padding_idx: "embedding_bag has no integer form; use an embedding and a sum",
+    aten._embedding_bag_forward_only.default: "embedding_bag has no integer form; use an embedding and a sum",
+    aten._cdist_forward.default: "cdist has no integer form",
+}
+
+# Operations that move, repeat or select values but never change them. A quantizer crosses them to where the tensor is
+# produced. The parts of a split are left out on purpose: they are tensors with ranges of their own.
+VALUE_PRESERVING: set[Any] = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.movedim.int,
+    aten.expand.default, aten.repeat.default, aten.repeat_interleave.self_int,
+    aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.flip.default, aten.roll.default,
+    aten.contiguous.default, aten.clone.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default,
+    aten.constant_pad_nd.default, aten.pad.default,
+    aten.cat.default, aten.stack.default,
+    aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
+}  # fmt: skip
+
+_NEVER_NEGATIVE = {
+    aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int,
+    aten._softmax.default, aten.exp.default, aten.abs.default, aten.square.default,
+}  # fmt: skip
+_CLAMPS = {aten.hardtanh.default: -1.0, aten.clamp.default: None, aten.clamp_min.default: None}
+_KEEPS_SIGN = VALUE_PRESERVING | {
+    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, aten.mean.dim, aten.dropout.default,
+    aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.mul.Tensor, aten.add.Tensor,
+    aten.upsample_bilinear2d.vec,
+}  # fmt: skip
+
+
+def operation(node: Node) -> Operation | None:
+    """The row of `OPERATIONS` that `node` belongs to."""
+    return OPERATIONS.get(node.target) if node.op == "call_function" else None
+
+
+def operands(node: Node) -> Iterator[Operand]:
+    """The inputs of `node` that the paper quantizes; none for an operation without a row."""
+    row = operation(node)
+    if row is None:
+        return
+    for position, (role, axis) in row.inputs.items():
+        source = node.args[position] if position < len(node.args) else None
+        if isinstance(source, Node) and source.meta["val"].is_floating_point():
+            constant = is_constant(source)
+            role = "weight" if constant and row.name == "matmul" else role
+            yield Operand(node=node, source=source, role=role, axis=axis if constant else None)
+    if row.name in RECURRENT:
+        yield from _recurrent_weights(node)
+
+
+def _recurrent_weights(node: Node) -> Iterator[Operand]:
+    """The two weights of each layer and direction: w_ih, w_hh, [b_ih, b_hh], … in torch's order."""
+    weights, has_biases, bidirectional = node.args[2], bool(node.args[3]), bool(node.args[7])
+    assert isinstance(weights, list | tuple)
+    stride, directions = (4 if has_biases else 2), (2 if bidirectional else 1)
+    for start in range(0, len(weights), stride):
+        layer, direction = divmod(start // stride, directions)
+        suffix = f"_l{layer}" + ("_reverse" if direction else "")
+        for offset, role in enumerate(("weight_ih", "weight_hh")):
+            source = weights[start + offset]
+            if is_constant(source):
+                assert isinstance(source, Node)
+                yield Operand(node=node, source=source, role=role + suffix, axis=0)
+
+
+def preserves_values(node: Node) -> bool:
+    """Whether every value that `node` returns is one of its input's, or zero."""
+    if node.op != "call_function" or node.target not in VALUE_PRESERVING:
+        return False
+    if node.target is aten.constant_pad_nd.default:
+        return (node.args[2] if len(node.args) > 2 else 0) == 0
+    if node.target is aten.pad.default:
+        mode = node.args[2] if len(node.args) > 2 else "constant"
+        fill = node.args[3] if len(node.args) > 3 else None
+        return mode != "constant" or fill in (None, 0)
+    return True
+
+
+def never_negative(node: Node) -> bool:
+    """Whether the graph alone shows that `node` cannot return a negative value, whatever the input."""
+    if node.op != "call_function":
+        return False
+    if node.target in _NEVER_NEGATIVE:
+        return True
+    if node.target in _CLAMPS:
+        low = node.args[1] if len(node.args) > 1 else _CLAMPS[node.target]
+        return isinstance(low, int | float) and low >= 0
+    if node.target not in _KEEPS_SIGN or (node.target in VALUE_PRESERVING and not preserves_values(node)):
+        return False
+    numbers = [argument for argument in node.args[1:2] if isinstance(argument, int | float)]
+    if node.target in (aten.mul.Tensor, aten.add.Tensor) and any(number < 0 for number in numbers):
+        return False
+    return all(never_negative(source) for source in node.all_input_nodes if source.meta["val"].is_floating_point())

@@ -1,0 +1,72 @@
+"""Residual additions: x + f(x), where the paper quantizes the inputs and engines fuse one branch (§4, §6)."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch.fx import Node
+
+from octavo.network.edit import is_constant, shape, value
+from octavo.network.operations import Operand, operands, operation, preserves_values
+
+
+def residual_operands(node: Node, branches: Literal["both", "skip", "none"]) -> Iterator[Operand]:
+    """The inputs of the addition `node` to quantize; none if it is no residual addition.
+
+    With "skip", the branch that comes straight from a convolution or linear which nothing else reads is left out: the
+    engine adds the other branch to its accumulator. Where neither branch can be fused, nothing is quantized: an
+    addition on its own is not faster on integers.
+    """
+    if branches == "none" or not is_residual(node):
+        return
+    both = list(operands(node))
+    if branches == "both":
+        yield from both
+        return
+    fused = [operand for operand in both if _fuses(operand.source)]
+    if fused:
+        # When both branches can be fused, the engine fuses the one computed last.
+        position = {other: index for index, other in enumerate(node.graph.nodes)}
+        last = max(fused, key=lambda operand: position[operand.source])
+        yield from (operand for operand in both if operand is not last)
+
+
+def is_residual(node: Node) -> bool:
+    """Whether `node` adds two activations of one shape that come from one tensor, one of them through a compute-heavy operation.
+
+    Additions of masks and position tables (constants, or broadcast) are none: quantizing a mask of −10⁴ would destroy
+    the scores beside it.
+    """
+    inputs = [argument for argument in node.args[:2] if isinstance(argument, Node)]
+    if len(inputs) != 2 or any(is_constant(x) or not value(x).is_floating_point() for x in inputs):
+        return False
+    if len(shape(inputs[0])) < 2 or [str(s) for s in shape(inputs[0])] != [str(s) for s in shape(inputs[1])]:
+        return False
+    histories = [_history(x) for x in inputs]
+    shared = histories[0] & histories[1]
+    heavy = [any(_is_heavy(x) for x in history - shared) for history in histories]
+    return bool(shared) and any(heavy)
+
+
+def _history(node: Node) -> set[Node]:
+    """`node` and every floating-point activation that it is computed from."""
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current in found or is_constant(current) or not hasattr(current.meta.get("val"), "is_floating_point"):
+            continue
+        if value(current).is_floating_point():
+            found.add(current)
+        stack.extend(current.all_input_nodes)
+    return found
+
+
+def _is_heavy(node: Node) -> bool:
+    row = operation(node)
+    return row is not None and row.name not in ("add", "embedding")
+
+
+def _fuses(source: Node) -> bool:
+    while preserves_values(source) and len(source.users) == 1 and len(source.all_input_nodes) == 1:
+        source = source.all_input_nodes[0]
+    return _is_heavy(source) and len(source.users) == 1

@@ -1,0 +1,100 @@
+"""Sharing: one quantizer for each produced tensor, however many operations read it and whatever moves it on the way.
+
+A read is followed back through operations that do not change values (reshape, transpose, max-pool, slice, zero padding,
+concat) to where the tensor is produced. The readers of one produced tensor share a quantizer; the inputs of a concat
+share one too, because its output can have only one scale. The way back stops where a reader on the way wants the float
+value.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from octavo.network.operations import preserves_values
+from octavo.network.rule import Site
+from octavo.numerics.scheme import Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """`user` reads the quantized value of `source`: names of graph nodes."""
+
+    source: str
+    user: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """`node` reads `source`, quantized by `scheme`, at `site`."""
+
+    site: Site
+    node: Node
+    source: Node
+    scheme: Scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Reads that share one scale: the tensors they read, where those are produced, and the edges to redirect."""
+
+    scheme: Scheme
+    sources: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    sites: tuple[Site, ...]
+
+
+_Key = tuple[Node | str, Scheme]
+
+
+def shared_reads(reads: Sequence[Read]) -> list[Group]:
+    """The reads, grouped by the tensors that they share, in the order of their first read."""
+    wanted = {(read.source, read.node): read.scheme for read in reads}
+    paths = [list(_edges(read.source, read.node, read.scheme, wanted)) for read in reads]
+    parents: dict[_Key, _Key] = {}
+    for read, path in zip(reads, paths, strict=True):
+        first, *others = (_key(source, read.scheme) for source, _ in path)
+        for other in others:
+            parents[_root(parents, other)] = _root(parents, first)
+    groups: dict[_Key, list[int]] = {}
+    for index, (read, path) in enumerate(zip(reads, paths, strict=True)):
+        groups.setdefault(_root(parents, _key(path[0][0], read.scheme)), []).append(index)
+    return [_group([reads[i] for i in members], [paths[i] for i in members]) for members in groups.values()]
+
+
+def _group(reads: list[Read], paths: list[list[tuple[Node, Node]]]) -> Group:
+    pairs = dict.fromkeys(pair for path in paths for pair in path)
+    return Group(
+        scheme=reads[0].scheme,
+        sources=tuple(dict.fromkeys(source for source, _ in pairs)),
+        edges=tuple(Edge(source=source.name, user=user.name) for source, user in pairs),
+        sites=tuple(read.site for read in reads),
+    )
+
+
+def _key(source: Node, scheme: Scheme) -> _Key:
+    """What reads must have in common to share a quantizer; tied weights are read by several nodes of one target."""
+    return (str(source.target) if source.op == "get_attr" else source), scheme
+
+
+def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:
+    while key in parents and parents[key] != key:
+        key = parents[key]
+    return key
+
+
+def _edges(source: Node, user: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]) -> Iterator[tuple[Node, Node]]:
+    """(where the tensor is produced, who reads it there): several for a concat."""
+    if not _crossable(source, scheme, wanted):
+        yield source, user
+        return
+    for before in source.all_input_nodes:
+        if before.meta["val"] is not None and hasattr(before.meta["val"], "is_floating_point"):
+            yield from _edges(before, source, scheme, wanted)
+
+
+def _crossable(node: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]) -> bool:
+    """Whether everything that reads `node`, directly or moved, wants it quantized by `scheme`."""
+    if not preserves_values(node):
+        return False
+    return all(wanted.get((node, user)) == scheme or _crossable(user, scheme, wanted) for user in node.users)

@@ -1,0 +1,45 @@
+"""Simulation: the float network that rounds where the integers will. For scoring and for training, never for timing."""
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+from octavo.network.insert import insert
+from octavo.network.plan import Quantizer
+from octavo.numerics.affine import QParams, fake_quantize
+
+
+class FakeQuantize(nn.Module):
+    """dequantize(quantize(x)) with ATen's operators, whose gradient is the straight-through estimator (§5.2)."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.scheme = params.scheme
+        self.register_buffer("scale", params.scale.clone())
+        self.register_buffer("zero_point", params.zero_point.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme))
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme.bits} bits, {'signed' if self.scheme.signed else 'unsigned'}"
+
+
+def simulate(graph: Graph, params: Params) -> GraphModule:
+    """A module called like the user's model, with the user's parameter names, that rounds as the integers will.
+
+    It computes in float and is slower than the float model: use it to score and to train, and time `compile`'s result.
+    """
+
+    def make(quantizer: Quantizer) -> nn.Module:
+        return FakeQuantize(params.values[quantizer.name]).to(_device(graph))
+
+    return insert(graph, params.plan, make)
+
+
+def _device(graph: Graph) -> str:
+    return str(next((p.device for p in graph.module.parameters()), "cpu"))

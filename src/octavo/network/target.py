@@ -1,0 +1,77 @@
+"""What an engine can express and what it fuses. A `Target` is a value that `make_plan` reads, not a branch in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.errors import QuantizationError
+from octavo.numerics.scheme import INT8, INT8_PER_CHANNEL, Scheme
+
+# Activations saturate at −128, as QuantizeLinear does; the paper's −127 would need a clip before it.
+INT8_FULL = Scheme(full_range=True)
+UINT8 = Scheme(signed=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How one engine wants a network quantized.
+
+    weight       scheme of weights; axis 0 stands for the output channel, wherever the operation has it
+    activation   scheme of activations, per tensor: an integer product must factor the scale out of its sum (§3.2)
+    nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
+    residual     which inputs of a residual addition: "both" (the paper), "skip" (not the branch that the engine fuses
+                 into the convolution that produces it) or "none"
+    float_operations  {operation: reason} that the engine computes in float whatever it is told. Their weights are
+                      still stored as integers, and the coverage names them
+    """
+
+    name: str
+    weight: Scheme = INT8_PER_CHANNEL
+    activation: Scheme = INT8_FULL
+    nonnegative: Scheme | None = None
+    residual: Literal["both", "skip", "none"] = "skip"
+    float_operations: Mapping[str, str] = field(default_factory=dict)
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(name="paper", activation=INT8, residual="both"),
+        Target(
+            name="tensorrt",
+            float_operations={
+                "lstm": "TensorRT runs recurrent layers in floating point",
+                "gru": "TensorRT runs recurrent layers in floating point",
+                "embedding": "TensorRT gathers in floating point; the table is stored in int8",
+            },
+        ),
+        Target(
+            name="openvino",
+            nonnegative=UINT8,
+            float_operations={
+                "lstm": "OpenVINO computes recurrent layers in floating point; the weights are stored in int8",
+                "gru": "OpenVINO computes recurrent layers in floating point; the weights are stored in int8",
+            },
+        ),
+        Target(
+            name="onednn",
+            nonnegative=UINT8,
+            residual="none",
+            float_operations={
+                "lstm": "torch computes recurrent layers in floating point; the weights are stored in int8",
+                "gru": "torch computes recurrent layers in floating point; the weights are stored in int8",
+            },
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name; raises QuantizationError listing those there are."""
+    if name not in TARGETS:
+        raise QuantizationError(
+            asked=f"quantize for the target {name!r}",
+            seen=f"the known targets are {', '.join(TARGETS)}",
+            remedy="choose one of them, or pass a Target of your own",
+        )
+    return TARGETS[name]
