@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
+from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
@@ -81,24 +82,36 @@ class ReferenceModel(nn.Module):
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         graph = self.module.graph
-        flat = graph.process_inputs(*args, **kwargs)  # type: ignore[no-untyped-call]
+        flat = graph.process_inputs(*args, **kwargs)
         out = _IntegerInterpreter(self.module).run(*flat, enable_io_processing=False)
-        return graph.process_outputs(out)  # type: ignore[no-untyped-call]
+        return graph.process_outputs(out)
 
 
 class _IntegerInterpreter(Interpreter):
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False  # our errors name the site themselves
+
     def run_node(self, n: Node) -> Any:
         if n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         kernel = KERNELS.get(n.target)
         if kernel is not None and isinstance(args[0], Integers) and isinstance(args[1], Integers):
-            return kernel(n.target, *args, **kwargs)
+            return _run_kernel(n, kernel, args, kwargs)
         if preserves_values(n) and _any_integers(args):
             return _move(n.target, args, kwargs)
-        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), _to_float)  # type: ignore[misc]
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), _to_float)
         assert callable(n.target)
         return n.target(*args, **kwargs)
+
+
+def _run_kernel(node: Node, kernel: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    try:
+        return kernel(node.target, *args, **kwargs)
+    except QuantizationError as error:
+        site = layer_of(node) or node.name
+        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 def accumulate(operation: Callable[..., Tensor], lhs: Tensor, rhs: Tensor, *rest: Any) -> Tensor:
@@ -119,15 +132,14 @@ def accumulate(operation: Callable[..., Tensor], lhs: Tensor, rhs: Tensor, *rest
 
 
 def _convolution(operation: Any, x: Integers, weight: Integers, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    _check_no_blocks("convolution", weight)
     sums = accumulate(lambda a, b: operation(a, b, None, *rest), x.centred, weight.centred)
+    space = weight.centred.ndim - 2
     scale = weight.params.scale
     if scale.ndim == 1:
-        channels = sums.shape[1]
         # A grouped transposed convolution has one scale for each output channel *within* a group.
-        scale = scale.repeat(channels // scale.numel())
-        scale = scale.reshape(channels, *[1] * (sums.ndim - 2))
-    shaped = None if bias is None else bias.reshape(-1, *[1] * (sums.ndim - 2))
-    return rescale(sums, x.params.scale * scale, shaped)
+        scale = scale.repeat(sums.shape[-space - 1] // scale.numel()).reshape(-1, *[1] * space)
+    return rescale(sums, x.params.scale * scale, None if bias is None else bias.reshape(-1, *[1] * space))
 
 
 def _linear(operation: Any, x: Integers, weight: Integers, bias: Tensor | None = None) -> Tensor:
@@ -153,11 +165,22 @@ def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tenso
 
 
 def _matmul(operation: Any, lhs: Integers, rhs: Integers) -> Tensor:
+    _check_no_blocks("matmul", lhs, rhs)
     scale = rhs.params.scale  # along the columns
     rows = lhs.params.scale
     if rows.ndim == 1:  # a weight on the left has a scale for each row
         rows = rows.unsqueeze(-1)
     return rescale(accumulate(operation, lhs.centred, rhs.centred), rows * scale, None)
+
+
+def _check_no_blocks(name: str, *operands: Integers) -> None:
+    for operand in operands:
+        if operand.params.scheme.block is not None:
+            raise QuantizationError(
+                asked=f"execute a {name} whose weight is quantized in blocks",
+                seen="only a linear sums its blocks one by one",
+                remedy="give the weight one scale per channel, Scheme(axis=0)",
+            )
 
 
 def rescale(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -183,7 +206,7 @@ def _move(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return leaf.centred.double()
         return leaf
 
-    moved = operation(*torch.fx.node.map_aggregate(args, open_), **kwargs)  # type: ignore[misc]
+    moved = operation(*torch.fx.node.map_aggregate(args, open_), **kwargs)
     return Integers(centred=moved.to(torch.int32), params=params[0])
 
 

@@ -1,4 +1,4 @@
-"""Calibration: run the data once and keep histograms; then choose scales from them, by any method, as often as wanted (§3.4)."""
+"""Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute
-from octavo.network.graph import Graph, call_arguments
-from octavo.network.insert import insert
+from octavo.network.graph import Graph, network_inputs
+from octavo.network.insert import check_belongs, insert
 from octavo.network.plan import Plan, Quantizer
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
 from octavo.numerics.histogram import Histogram
@@ -56,7 +56,7 @@ class _Observer(nn.Module):
 def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}: one pass over `batches` serves every calibration method.
 
-    batches   inputs in the form of `capture`'s example; items after a network's own inputs (labels) are ignored
+    batches   inputs in the form of `capture`'s example; what the network does not read (labels) is ignored
     progress  show a progress bar with the time left
     raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch
     """
@@ -82,8 +82,7 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int) -> None:
-    args, kwargs = call_arguments(batch)
-    args = args[: len(graph.example_args)] if graph.example_args else args
+    args, kwargs = network_inputs(graph, batch)
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
     args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     try:
@@ -101,18 +100,24 @@ def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str 
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
     by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
-    raises  QuantizationError if `stats` has no histogram for a quantizer, or one that saw nothing
+    raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or one that
+            saw nothing, and for a weight or range that its scheme cannot represent
     """
+    check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by
     constants = {node.name: node for node in graph.module.graph.nodes if node.op == "get_attr"}
     values = {}
     for quantizer in plan.quantizers:
-        if quantizer.constant:
-            weight = attribute(graph.module, constants[quantizer.edges[0].source])
-            values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
-        else:
-            low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
-            values[quantizer.name] = params_from_range(low, high, quantizer.scheme)
+        try:
+            if quantizer.constant:
+                weight = attribute(graph.module, constants[quantizer.edges[0].source])
+                values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
+            else:
+                low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
+                values[quantizer.name] = params_from_range(low, high, quantizer.scheme)
+        except QuantizationError as error:  # numerics knows no names
+            site = error.site or quantizer.name
+            raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
     return Params(plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)))
 
 

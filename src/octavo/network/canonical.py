@@ -76,14 +76,28 @@ def _repeat_heads(node: Node, query: Node, x: Node) -> Node:
     return x if times == 1 else emit(node, aten.repeat_interleave.self_int, x, times, -3)
 
 
-def product(node: Node, lhs: Node, rhs: Node) -> Node:
-    """mm and bmm."""
-    return emit(node, aten.matmul.default, lhs, rhs)
+def product(node: Node, lhs: Node, rhs: Node) -> Node | None:
+    """mm, bmm and mv; None for a matmul of matrices, which stays.
+
+    A vector becomes a matrix of one row or column, so that a weight's axes always mean the same.
+    """
+    if len(shape(rhs)) == 1:
+        column = emit(node, aten.matmul.default, _as_row(node, lhs), emit(node, aten.unsqueeze.default, rhs, -1))
+        column = emit(node, aten.squeeze.dim, column, -1)
+        return emit(node, aten.squeeze.dim, column, -1) if len(shape(lhs)) == 1 else column
+    if len(shape(lhs)) == 1:
+        return emit(node, aten.squeeze.dim, emit(node, aten.matmul.default, _as_row(node, lhs), rhs), -2)
+    return None if node.target is aten.matmul.default else emit(node, aten.matmul.default, lhs, rhs)
+
+
+def _as_row(node: Node, x: Node) -> Node:
+    return emit(node, aten.unsqueeze.default, x, 0) if len(shape(x)) == 1 else x
 
 
 def biased_product(node: Node, bias: Node, lhs: Node, rhs: Node, *, beta: float = 1, alpha: float = 1) -> Node:
-    """beta·bias + alpha·lhs·rhs: addmm and baddbmm."""
-    result = emit(node, aten.matmul.default, lhs, rhs)
+    """beta·bias + alpha·lhs·rhs: addmm, baddbmm and addmv."""
+    result = product(node, lhs, rhs)
+    assert result is not None
     if alpha != 1:
         result = emit(node, aten.mul.Tensor, result, alpha)
     if beta == 0:
@@ -97,17 +111,17 @@ def einsum(node: Node, equation: str, operands: list[Node], path: Any = None) ->
     Each letter is a batch axis (in both operands and the output), summed (in both, not in the output), or a row (lhs
     only) or column (rhs only) of the product.
     """
-    sides, _, output = equation.replace(" ", "").partition("->")
-    if len(operands) != 2 or "." in equation or not output:
+    terms = _terms(equation, [len(shape(x)) for x in operands])
+    if terms is None:
         return None
-    lhs, rhs = sides.split(",")
-    if any(len(set(term)) != len(term) for term in (lhs, rhs, output)):
-        return None
-    if (set(lhs) ^ set(rhs)) - set(output):
-        return None  # a letter of one operand alone is summed: not a matrix product
+    lhs, rhs, output = terms
     batch = [c for c in lhs if c in rhs and c in output]
     summed = [c for c in lhs if c in rhs and c not in output]
     rows, columns = [c for c in lhs if c not in rhs], [c for c in rhs if c not in lhs]
+    if not summed or set(rows + columns) - set(output):
+        return None  # nothing is summed, or a letter of one operand alone
+    if not _sizes_agree(operands, lhs, rhs):
+        return None  # einsum repeats an axis of size 1, a product does not
     sizes = _sizes(node, lhs, operands[0]) | _sizes(node, rhs, operands[1])
     left = _grouped(node, operands[0], lhs, (batch, rows, summed), sizes)
     right = _grouped(node, operands[1], rhs, (batch, summed, columns), sizes)
@@ -116,6 +130,43 @@ def einsum(node: Node, equation: str, operands: list[Node], path: Any = None) ->
     if len(rows) != 1 or len(columns) != 1:
         result = emit(node, aten.reshape.default, result, [sizes[c] for c in order])
     return _permuted(node, result, [order.index(c) for c in output])
+
+
+def tensordot(node: Node, lhs: Node, rhs: Node, left: list[int], right: list[int]) -> Node | None:
+    """The einsum that sums axes `left` of lhs with axes `right` of rhs."""
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    terms = [[next(letters) for _ in shape(x)] for x in (lhs, rhs)]
+    for i, j in zip(left, right, strict=True):
+        terms[1][j] = terms[0][i]
+    output = [c for c in terms[0] + terms[1] if (c in terms[0]) != (c in terms[1])]
+    return einsum(node, "{},{}->{}".format(*map("".join, (*terms, output))), [lhs, rhs])
+
+
+def inner(node: Node, lhs: Node, rhs: Node) -> Node | None:
+    """The product over the last axes of both."""
+    return tensordot(node, lhs, rhs, [-1], [-1])
+
+
+def _terms(equation: str, ranks: list[int]) -> tuple[str, str, str] | None:
+    """The letters of lhs, rhs and output, "…" spelled out in capitals; None unless there are two plain operands."""
+    sides, arrow, output = equation.replace(" ", "").partition("->")
+    terms = sides.split(",")
+    if len(terms) != 2:
+        return None
+    if not arrow:  # the letters that occur once, in the order of the alphabet, after the ellipsis
+        once = sorted(c for c in sides if c.isalpha() and sides.count(c) == 1)
+        output = "..." * ("..." in sides) + "".join(once)
+    extra = [rank - len(term) + 3 for term, rank in zip(terms, ranks, strict=True) if "..." in term]
+    if extra and (len(set(extra)) > 1 or equation != equation.lower()):
+        return None
+    batch = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: extra[0]] if extra else ""
+    lhs, rhs, output = (term.replace("...", batch) for term in (*terms, output))
+    return (lhs, rhs, output) if all(len(set(term)) == len(term) for term in (lhs, rhs, output)) else None
+
+
+def _sizes_agree(operands: list[Node], lhs: str, rhs: str) -> bool:
+    left, right = (dict(zip(term, shape(x), strict=True)) for term, x in zip((lhs, rhs), operands, strict=True))
+    return all(str(left[letter]) == str(right[letter]) for letter in left.keys() & right.keys())
 
 
 def _sizes(node: Node, term: str, x: Node) -> dict[str, Any]:
@@ -150,9 +201,14 @@ def _permuted(node: Node, x: Node, axes: list[int]) -> Node:
 
 REWRITES: dict[Any, Rewrite] = {
     aten.scaled_dot_product_attention.default: attention,
+    aten.matmul.default: product,
     aten.mm.default: product,
     aten.bmm.default: product,
+    aten.mv.default: product,
     aten.addmm.default: biased_product,
     aten.baddbmm.default: biased_product,
+    aten.addmv.default: biased_product,
     aten.einsum.default: einsum,
+    aten.tensordot.default: tensordot,
+    aten.inner.default: inner,
 }

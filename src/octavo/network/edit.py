@@ -1,12 +1,14 @@
 """How a captured graph is edited: one node at a time, keeping shapes and the user's layer names up to date."""
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
-from torch.fx import GraphModule, Node
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 # What a new node inherits from the node it replaces: the user's layer and the line of source it came from.
@@ -15,16 +17,27 @@ PROVENANCE = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 Operator = Callable[..., Any]
 
 
+def copy_module(module: GraphModule, *, own_parameters: bool = True) -> GraphModule:
+    """A copy whose graph can be edited, with parameters of its own or those of `module`."""
+    with warnings.catch_warnings():  # torch deprecates a class that its own description of the inputs still holds
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        return copy.deepcopy(module) if own_parameters else GraphModule(module, copy.deepcopy(module.graph))
+
+
 def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:
-    """The new node `operator(*args, **kwargs)`, placed before `like`, with its shape inferred and the layer of `like`."""
+    """The new node `operator(*args, **kwargs)`, placed before `like`, in the layer of `like`, with its shape inferred."""
+    fake_args, fake_kwargs = map_arg((args, kwargs), value)
+    with _fake_mode(like.graph), torch.no_grad():
+        val = operator(*fake_args, **fake_kwargs)
+    return emit_as(like, val, operator, *args, **kwargs)
+
+
+def emit_as(like: Node, val: Any, operator: Operator, *args: Any, **kwargs: Any) -> Node:
+    """The new node `operator(*args, **kwargs)`, placed before `like`, in the layer of `like`; it is known to return `val`."""
     with like.graph.inserting_before(like):
         node = like.graph.call_function(operator, args, kwargs)
     node.meta.update({key: like.meta[key] for key in PROVENANCE if key in like.meta})
-    fake_args, fake_kwargs = map_arg((args, kwargs), value)  # type: ignore[misc]
-    mode = detect_fake_mode((fake_args, fake_kwargs))
-    assert mode is not None, "a captured graph carries fake tensors"
-    with mode, torch.no_grad():
-        node.meta["val"] = operator(*fake_args, **fake_kwargs)
+    node.meta["val"] = val
     return node
 
 
@@ -45,10 +58,14 @@ def read_attribute(like: Node, target: str, tensor: Tensor) -> Node:
     """The new `get_attr` node of `target`, placed before `like`."""
     with like.graph.inserting_before(like):
         node = like.graph.create_node("get_attr", target)
-    mode = detect_fake_mode([n.meta["val"] for n in like.graph.nodes if "val" in n.meta])
-    assert mode is not None, "a captured graph carries fake tensors"
-    node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True)
+    node.meta["val"] = _fake_mode(like.graph).from_tensor(tensor.detach(), static_shapes=True)
     return node
+
+
+def _fake_mode(graph: Graph) -> FakeTensorMode:
+    """The mode under which the values of `graph` were inferred; it knows the symbols of the dynamic axes."""
+    vals = (node.meta.get("val") for node in graph.nodes)
+    return next(val.fake_mode for val in vals if isinstance(val, FakeTensor))
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:

@@ -5,32 +5,32 @@ the same function and is called in the same way, but every operation stands in t
 attention and einsum are the matrix multiplications that they are (Wu et al. 2020, §4).
 """
 
-import copy
-import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.export import Dim
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
 from octavo.network.canonical import to_matmul
-from octavo.network.passes import fold_batch_norm, fold_constant_weights, remove_identities
+from octavo.network.edit import copy_module
+from octavo.network.export import check_dynamic, export, private_copy
+from octavo.network.passes import drop_effects, fold_batch_norm, fold_constant_weights, loosen_views, remove_identities
+from octavo.network.recurrent import split_recurrent
 
 Pass = Callable[[GraphModule], None]
 
 # In the order they run. Each edits the graph in place and leaves a graph that `verify` accepts.
 PASSES: dict[str, Pass] = {
+    "drop_effects": drop_effects,
+    "loosen_views": loosen_views,
     "remove_identities": remove_identities,
+    "split_recurrent": split_recurrent,
+    "to_matmul": to_matmul,
     "fold_constant_weights": fold_constant_weights,
     "fold_batch_norm": fold_batch_norm,
-    "to_matmul": to_matmul,
 }
 
 
@@ -63,10 +63,10 @@ def capture(model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,
     """
     args, kwargs = call_arguments(example)
     args, kwargs = tree_map(lambda leaf: _widened(leaf, dynamic_axes), (args, kwargs))
-    private = copy.deepcopy(model).eval()
-    module = _export(private, args, kwargs, tuple(dynamic_axes))
+    module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
     for run in PASSES.values():
         run(module)
+    check_dynamic(module, dynamic_axes)
     graph = Graph(module=module, example_args=args, example_kwargs=kwargs, dynamic_axes=tuple(dynamic_axes))
     verify(graph)
     return graph
@@ -81,9 +81,17 @@ def call_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (batch,), {}
 
 
+def network_inputs(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of `batch` that the network reads; labels after or beside them are left out."""
+    if not graph.example_args and isinstance(batch, tuple | list) and batch:
+        batch = batch[0]  # (dict of keyword inputs, labels)
+    args, kwargs = call_arguments(batch)
+    return args[: len(graph.example_args)], {name: kwargs[name] for name in graph.example_kwargs if name in kwargs}
+
+
 def clone(graph: Graph) -> Graph:
     """A graph whose operations and parameters can be changed without touching `graph`."""
-    return replace(graph, module=copy.deepcopy(graph.module))
+    return replace(graph, module=copy_module(graph.module))
 
 
 def verify(graph: Graph) -> None:
@@ -92,31 +100,43 @@ def verify(graph: Graph) -> None:
     1. The graph is well-formed and every name that it reads exists.
     2. It holds inputs, parameters, functional operations and one output: no submodule calls, no in-place operations.
     3. Every floating-point value has a known shape and dtype.
-    4. Nothing in it behaves differently in training (dropout, batch statistics).
+    4. Nothing in it behaves differently in training (dropout, running statistics).
     """
-    module = graph.module
-    module.graph.lint()
-    for node in module.graph.nodes:
+    try:
+        graph.module.graph.lint()
+    except RuntimeError as error:
+        _invariant_broken("graph", f"is not well-formed: {error}")
+    for node in graph.module.graph.nodes:
         _verify_node(node)
 
 
-def _verify_node(node: torch.fx.Node) -> None:
+def _verify_node(node: Node) -> None:
     if node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and (schema.is_mutable or "dropout" in schema.name):
-            _invariant_broken(node, f"holds {node.target}, which writes to its inputs or differs in training")
+        if _is_unstable(node):
+            _invariant_broken(node.name, f"holds {node.target}, which writes to its inputs or differs in training")
     elif node.op not in ("placeholder", "get_attr", "output"):
-        _invariant_broken(node, f"holds a {node.op} of {node.target}")
+        _invariant_broken(node.name, f"holds a {node.op} of {node.target}")
     if node.op in ("call_function", "get_attr") and "val" not in node.meta:
-        _invariant_broken(node, "does not know the shape of what it produces")
+        _invariant_broken(node.name, "does not know the shape of what it produces")
 
 
-def _invariant_broken(node: torch.fx.Node, seen: str) -> None:
+def _is_unstable(node: Node) -> bool:
+    """Whether `node` writes to its inputs, or is told that this is training."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    if schema.is_mutable or "dropout" in schema.name:
+        return True
+    training = [value for argument, value in zip(schema.arguments, node.args, strict=False) if "train" in argument.name]
+    return True in training and schema.overload_name != "no_stats"  # without running ones it is the same in both
+
+
+def _invariant_broken(site: str, seen: str) -> None:
     raise QuantizationError(
         asked="verify a captured graph",
         seen=f"it {seen}",
         remedy="this is a defect of the pass that ran last, not of your model; please report it",
-        site=node.name,
+        site=site,
     )
 
 
@@ -128,72 +148,3 @@ def _widened(leaf: Any, axes: Sequence[int]) -> Any:
         if axis < leaf.ndim and leaf.shape[axis] == 1:
             leaf = leaf.repeat_interleave(2, dim=axis)
     return leaf
-
-
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: tuple[int, ...]) -> GraphModule:
-    def dynamic(leaf: Any) -> dict[int, Any] | None:
-        if not isinstance(leaf, Tensor):
-            return None
-        return {axis: Dim.AUTO for axis in axes if axis < leaf.ndim}
-
-    dynamic_shapes = tree_map(dynamic, (*args, *kwargs.values())) if axes else None
-    if dynamic_shapes is not None and kwargs:
-        names = list(_parameter_names(model, args)) + list(kwargs)
-        dynamic_shapes = dict(zip(names, dynamic_shapes, strict=True))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own deprecations and notes about recurrent weights
-            exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-            module = exported.run_decompositions({}).module(check_guards=False)
-    except Exception as error:
-        raise QuantizationError(
-            asked=f"capture {type(model).__name__} with torch.export",
-            seen=f"{_user_line(error)} cannot be exported ({_first_line(error)})",
-            remedy="rewrite that line, or quantize a submodule: capture(model.part, example_of_that_part)",
-        ) from error
-    assert isinstance(module, GraphModule)
-    _check_dynamic(module, axes)
-    return module
-
-
-def _parameter_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
-    code = getattr(model.forward, "__code__", None)
-    names: tuple[str, ...] = code.co_varnames if code is not None else ()
-    first = 1 if hasattr(model.forward, "__self__") else 0
-    return list(names[first : first + len(args)])
-
-
-def _check_dynamic(module: GraphModule, axes: tuple[int, ...]) -> None:
-    for node in module.graph.nodes:
-        if node.op != "placeholder" or not isinstance(node.meta.get("val"), Tensor):
-            continue
-        sizes = node.meta["val"].shape
-        fixed = [axis for axis in axes if axis < len(sizes) and isinstance(sizes[axis], int)]
-        if fixed:
-            raise QuantizationError(
-                asked=f"capture with axes {list(axes)} of every input dynamic",
-                seen=f"the model works for size {[int(sizes[axis]) for axis in fixed]} of axis {fixed} only",
-                remedy="look for a hard-coded size (view, reshape, a loop over the axis), or pass dynamic_axes=() "
-                "to fix the sizes of the example",
-                site=str(node.target),
-            )
-
-
-def _user_line(error: BaseException) -> str:
-    """`file:line, in function: source` of the innermost frame outside torch; that is the user's module."""
-    torch_home = str(Path(torch.__file__).parent)
-    here = str(Path(__file__).parent)
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((torch_home, here, "<")) and "contextlib" not in frame.filename
-    ]
-    if not frames:
-        return "the model"
-    frame = frames[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}: `{frame.line}`"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

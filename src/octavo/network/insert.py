@@ -1,11 +1,12 @@
 """Insertion: one module at every quantizer of a graph. Observing, simulating and exporting differ only in the module."""
 
-import copy
 from collections.abc import Callable
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from octavo.errors import QuantizationError
+from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
 from octavo.network.plan import Plan, Quantizer
 
@@ -16,8 +17,10 @@ def insert(graph: Graph, plan: Plan, make: MakeModule, *, own_parameters: bool =
     """A copy of `graph.module` in which the readers of each quantizer read `make(quantizer)(source)` instead.
 
     own_parameters  copy the parameters too, so that training the result leaves `graph` as it is; else share them
+    raises          QuantizationError if `plan` was made for another graph
     """
-    module = copy.deepcopy(graph.module) if own_parameters else _sharing_parameters(graph.module)
+    check_belongs(graph, plan)
+    module = copy_module(graph.module, own_parameters=own_parameters)
     nodes = {node.name: node for node in module.graph.nodes}
     for index, quantizer in enumerate(plan.quantizers):
         target = f"quantizers.{index}_{quantizer.name.replace('.', '_').replace('@', '_')}"
@@ -26,6 +29,20 @@ def insert(graph: Graph, plan: Plan, make: MakeModule, *, own_parameters: bool =
     module.graph.lint()
     module.recompile()
     return module
+
+
+def check_belongs(graph: Graph, plan: Plan) -> None:
+    """Raise QuantizationError if `plan` names nodes that `graph` does not have."""
+    names = {node.name for node in graph.module.graph.nodes}
+    for quantizer in plan.quantizers:
+        missing = {name for edge in quantizer.edges for name in (edge.source, edge.user)} - names
+        if missing:
+            raise QuantizationError(
+                asked="use a plan with a graph",
+                seen=f"the graph has no {min(missing)!r}: the plan was made for another one",
+                remedy="make the plan from this very graph",
+                site=quantizer.name,
+            )
 
 
 def _redirect(nodes: dict[str, Node], quantizer: Quantizer, target: str) -> None:
@@ -38,7 +55,3 @@ def _redirect(nodes: dict[str, Node], quantizer: Quantizer, target: str) -> None
             node.meta["val"] = source.meta["val"]
             quantized[edge.source] = node
         nodes[edge.user].replace_input_with(source, quantized[edge.source])
-
-
-def _sharing_parameters(module: GraphModule) -> GraphModule:
-    return GraphModule(module, copy.deepcopy(module.graph))

@@ -73,10 +73,21 @@ FLOAT_ONLY: dict[Any, str] = {
     aten.bilinear.default: "bilinear has no integer form",
     aten.rnn_tanh.input: "a plain RNN has no integer form; use an LSTM or GRU",
     aten.rnn_relu.input: "a plain RNN has no integer form; use an LSTM or GRU",
+    aten.lstm.data: "a packed sequence has no integer form; pad it",
+    aten.gru.data: "a packed sequence has no integer form; pad it",
+    aten.lstm_cell.default: "a single cell has no integer form; use an LSTM",
+    aten.gru_cell.default: "a single cell has no integer form; use a GRU",
+    aten.rnn_tanh_cell.default: "a plain RNN has no integer form; use an LSTM or GRU",
+    aten.rnn_relu_cell.default: "a plain RNN has no integer form; use an LSTM or GRU",
     aten.embedding_bag.padding_idx: "embedding_bag has no integer form; use an embedding and a sum",
     aten._embedding_bag_forward_only.default: "embedding_bag has no integer form; use an embedding and a sum",
-    aten._cdist_forward.default: "cdist has no integer form",
+    aten.cdist.default: "cdist has no integer form",
+    aten.addbmm.default: "addbmm has no integer form; use a product and a sum",
+    aten.tensordot.default: "this tensordot is not one matrix product",
+    aten.inner.default: "this inner product is not one matrix product",
 }
+
+TAKES_A_PART = {aten.slice.Tensor, aten.select.int, aten.narrow.default}
 
 # Operations that move, repeat or select values but never change them. A quantizer crosses them to where the tensor is
 # produced. The parts of a split are left out on purpose: they are tensors with ranges of their own.
@@ -120,25 +131,25 @@ def operands(node: Node) -> Iterator[Operand]:
         source = node.args[position] if position < len(node.args) else None
         if isinstance(source, Node) and source.meta["val"].is_floating_point():
             constant = is_constant(source)
-            role = "weight" if constant and row.name == "matmul" else role
-            yield Operand(node=node, source=source, role=role, axis=axis if constant else None)
+            named = "weight" if constant and row.name == "matmul" else role
+            yield Operand(node=node, source=source, role=named, axis=axis if constant else None)
     if row.name in RECURRENT:
         yield from _recurrent_weights(node)
 
 
 def _recurrent_weights(node: Node) -> Iterator[Operand]:
-    """The two weights of each layer and direction: w_ih, w_hh, [b_ih, b_hh], … in torch's order."""
+    """The weights of each direction, in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr]."""
     weights, has_biases, bidirectional = node.args[2], bool(node.args[3]), bool(node.args[7])
     assert isinstance(weights, list | tuple)
-    stride, directions = (4 if has_biases else 2), (2 if bidirectional else 1)
-    for start in range(0, len(weights), stride):
-        layer, direction = divmod(start // stride, directions)
-        suffix = f"_l{layer}" + ("_reverse" if direction else "")
-        for offset, role in enumerate(("weight_ih", "weight_hh")):
-            source = weights[start + offset]
-            if is_constant(source):
-                assert isinstance(source, Node)
-                yield Operand(node=node, source=source, role=role + suffix, axis=0)
+    count = len(weights) // (2 if bidirectional else 1)
+    roles = {0: "weight_ih", 1: "weight_hh"}
+    if count == (5 if has_biases else 3):
+        roles[count - 1] = "weight_hr"  # projects the hidden state
+    for index, source in enumerate(weights):
+        direction, position = divmod(index, count)
+        if position in roles and is_constant(source):
+            assert isinstance(source, Node)
+            yield Operand(node=node, source=source, role=roles[position] + "_reverse" * direction, axis=0)
 
 
 def preserves_values(node: Node) -> bool:
@@ -165,7 +176,7 @@ def never_negative(node: Node) -> bool:
         return isinstance(low, int | float) and low >= 0
     if node.target not in _KEEPS_SIGN or (node.target in VALUE_PRESERVING and not preserves_values(node)):
         return False
-    numbers = [argument for argument in node.args[1:2] if isinstance(argument, int | float)]
+    numbers = [argument for argument in (*node.args[1:2], *node.kwargs.values()) if isinstance(argument, int | float)]
     if node.target in (aten.mul.Tensor, aten.add.Tensor) and any(number < 0 for number in numbers):
         return False
     return all(never_negative(source) for source in node.all_input_nodes if source.meta["val"].is_floating_point())

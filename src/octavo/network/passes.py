@@ -20,7 +20,31 @@ CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 TRANSPOSED_CONVOLUTIONS = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.copy.default}
+_ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
 _END = 2**63 - 1
+
+
+def drop_effects(module: GraphModule) -> None:
+    """Remove what has an effect in place of a result, so that only the outputs count.
+
+    The exporter's assertions hold the dtypes and sizes of the example. A model that writes to its inputs gives the same
+    outputs if the caller's tensors stay as they are.
+    """
+    for node in list(module.graph.nodes):
+        if node.target in _ASSERTIONS:
+            module.graph.erase_node(node)
+        elif node.target is aten.copy_.default and node.args[0].op == "placeholder":
+            replace(node, node.args[1])
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def loosen_views(module: GraphModule) -> None:
+    """`reshape` for every `view`: a view also asks how its input lies in memory, which later passes change."""
+    for node in module.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    module.recompile()
 
 
 def remove_identities(module: GraphModule) -> None:
@@ -60,7 +84,7 @@ def fold_constant_weights(module: GraphModule) -> None:
     """
     folded: dict[Node, Node] = {}
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target not in _WEIGHT_READERS:
+        if node.op != "call_function" or node.target not in _WEIGHT_READERS or _from_constants(node):
             continue
         for source in node.all_input_nodes:
             if source.op == "call_function" and _from_constants(source):
@@ -72,7 +96,8 @@ def fold_constant_weights(module: GraphModule) -> None:
 
 
 _WEIGHT_READERS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default}
-_WEIGHT_READERS |= {aten.einsum.default, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS}
+_WEIGHT_READERS |= {aten.einsum.default, aten.embedding.default, aten.lstm.input, aten.gru.input}
+_WEIGHT_READERS |= CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
 
 
 def _from_constants(node: Node) -> bool:
@@ -92,7 +117,10 @@ def _from_constants(node: Node) -> bool:
 
 
 def _evaluate(module: GraphModule, node: Node) -> Node:
-    """A new parameter that holds what `node` computes; named after the first parameter that it reads."""
+    """A new parameter that holds what `node` computes; named after the first parameter that it reads.
+
+    The parts of a parametrized weight, "conv.parametrizations.weight.original0", make "conv.weight".
+    """
     names: list[str] = []
     trainable = False
 
@@ -110,7 +138,9 @@ def _evaluate(module: GraphModule, node: Node) -> Node:
     with torch.no_grad():
         tensor = run(node).detach().clone()
     weight = nn.Parameter(tensor, requires_grad=trainable) if tensor.is_floating_point() else tensor
-    return emit_parameter(module, node, f"{names[0]}_folded", weight)
+    owner, parametrized, part = names[0].partition(".parametrizations.")
+    name = f"{owner}.{part.partition('.')[0]}" if parametrized else f"{names[0]}_folded"
+    return emit_parameter(module, node, name, weight)
 
 
 def fold_batch_norm(module: GraphModule) -> None:
@@ -119,13 +149,14 @@ def fold_batch_norm(module: GraphModule) -> None:
     A layer that is called several times is folded once, if every call is followed by the same batch-norm. Batch-norms
     with nothing to fold into stay, in evaluation mode.
     """
-    calls: dict[tuple[str, ...], list[tuple[Node, Node]]] = {}
+    calls: dict[tuple[Any, ...], list[tuple[Node, Node]]] = {}
     for node in list(module.graph.nodes):
         norm = _as_batch_norm(node)
         if norm is not None:
             layer = norm.args[0]
             if _foldable(layer):
-                calls.setdefault((str(layer.args[1].target), *map(str, norm.args[1:5])), []).append((layer, norm))
+                key = (*map(_parameter_name, (*layer.args[1:3], *norm.args[1:5])), norm.args[7])
+                calls.setdefault(key, []).append((layer, norm))
     for pairs in calls.values():
         weight = pairs[0][0].args[1]
         assert isinstance(weight, Node)
@@ -138,7 +169,7 @@ def fold_batch_norm(module: GraphModule) -> None:
 def _as_batch_norm(node: Node) -> Node | None:
     """`node` as aten.batch_norm in evaluation mode, rewritten from the functional form that torch.export gives."""
     if node.target is aten.batch_norm.default:
-        return node
+        return None if node.args[5] else node
     if node.target is not aten._native_batch_norm_legit_no_training.default:
         return None
     x, weight, bias, mean, variance, momentum, epsilon = node.args
@@ -154,10 +185,16 @@ def _as_batch_norm(node: Node) -> Node | None:
 def _foldable(layer: Any) -> bool:
     if not isinstance(layer, Node) or len(layer.users) != 1 or not is_constant(layer.args[1] if layer.args else None):
         return False
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    if bias is not None and not is_constant(bias):
+        return False
     if layer.target is aten.linear.default:  # of [N, C] only: in [N, L, C] batch-norm's axis 1 is not the channel
         return len(shape(layer)) == 2
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    return layer.target in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS and (bias is None or is_constant(bias))
+    return layer.target in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
+
+
+def _parameter_name(argument: Any) -> str | None:
+    return str(argument.target) if isinstance(argument, Node) else None
 
 
 def _readers(module: GraphModule, weight: Node) -> set[Node]:
@@ -167,34 +204,42 @@ def _readers(module: GraphModule, weight: Node) -> set[Node]:
 
 def _fold(module: GraphModule, pairs: list[tuple[Node, Node]]) -> None:
     layer, norm = pairs[0]
-    weight_node = layer.args[1]
-    bias_node = layer.args[2] if len(layer.args) > 2 else None
+    weight_node, bias_node = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
     assert isinstance(weight_node, Node)
-    read: Callable[[Any], Tensor | None] = lambda node: attribute(module, node) if isinstance(node, Node) else None  # noqa: E731
-    gain, shift, mean, variance = (read(node) for node in norm.args[1:5])
-    weight, bias = attribute(module, weight_node), read(bias_node)
-    assert mean is not None
-    assert variance is not None
-    with torch.no_grad():
-        factor = torch.rsqrt(variance.double() + float(norm.args[7]))  # type: ignore[arg-type]
-        factor = factor if gain is None else factor * gain.double()
-        offset = -mean.double() if bias is None else bias.double() - mean.double()
-        offset = offset * factor if shift is None else offset * factor + shift.double()
-        weight_new = (weight.double() * _along_outputs(layer, factor, weight)).to(weight.dtype)
-    module_path, _, leaf = str(weight_node.target).rpartition(".")
-    owner = module.get_submodule(module_path)
-    setattr(owner, leaf, nn.Parameter(weight_new, requires_grad=weight.requires_grad))
-    bias_name = f"{module_path}.bias" if module_path else "bias"
-    new_bias = nn.Parameter(offset.to(weight.dtype), requires_grad=weight.requires_grad)
+    weight, bias = _folded(module, layer, norm)
+    owner_path, _, leaf = str(weight_node.target).rpartition(".")
+    bias_name = f"{owner_path}.bias" if owner_path else "bias"
     if isinstance(bias_node, Node):
         bias_name = str(bias_node.target)
-        bias_owner, _, bias_leaf = bias_name.rpartition(".")
-        delattr(module.get_submodule(bias_owner), bias_leaf)
-    first = next(iter(module.graph.nodes))
-    bias_read = emit_parameter(module, first, bias_name, new_bias)
+        if _readers(module, bias_node) == {call for call, _ in pairs}:  # else emit_parameter finds a free name
+            bias_owner, _, bias_leaf = bias_name.rpartition(".")
+            delattr(module.get_submodule(bias_owner), bias_leaf)
+    setattr(module.get_submodule(owner_path), leaf, weight)
+    bias_read = emit_parameter(module, next(iter(module.graph.nodes)), bias_name, bias)
     for call, call_norm in pairs:
         call.args = (*call.args[:2], bias_read, *call.args[3:])
         replace(call_norm, call)
+
+
+def _folded(module: GraphModule, layer: Node, norm: Node) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias of `layer` with `norm` in them, computed in float64."""
+    bias_node = layer.args[2] if len(layer.args) > 2 else None
+    bias, gain, shift, mean, variance = (
+        attribute(module, node).double() if isinstance(node, Node) else None for node in (bias_node, *norm.args[1:5])
+    )
+    assert isinstance(layer.args[1], Node)
+    assert mean is not None
+    assert variance is not None
+    weight, epsilon = attribute(module, layer.args[1]), norm.args[7]
+    assert isinstance(epsilon, float)
+    with torch.no_grad():
+        factor = torch.rsqrt(variance + epsilon)
+        factor = factor if gain is None else factor * gain
+        offset = (-mean if bias is None else bias - mean) * factor
+        offset = offset if shift is None else offset + shift
+        scaled = weight.double() * _along_outputs(layer, factor, weight)
+    trainable = weight.requires_grad
+    return nn.Parameter(scaled.to(weight.dtype), trainable), nn.Parameter(offset.to(weight.dtype), trainable)
 
 
 def _along_outputs(layer: Node, factor: Tensor, weight: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
     if not chosen:
         raise QuantizationError(
             asked=f"quantize with {', '.join(map(str, rules))}",
-            seen=f"none of the {coverage.total} compute-heavy operations is left to quantize",
+            seen=f"none of the {coverage.total} compute-heavy operations is left to quantize"
+            + "".join(f" ({kept.site}: {kept.reason})" for kept in coverage.kept_float[:1]),
             remedy='end the rules with Rule("*"), or capture a network with convolutions, linears or matmuls',
         )
     return Plan(target=target, rules=tuple(rules), quantizers=_quantizers(chosen, target), coverage=coverage)
@@ -114,10 +115,12 @@ def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
 
 def _layer(node: Node, name: str) -> str:
     """The user's layer that `node` is: the owner of its weight, else the calling layer and the operation."""
+    caller = layer_of(node)
     weights = [str(operand.source.target) for operand in operands(node) if operand.axis is not None]
     if weights and "." in weights[0]:
-        return weights[0].rpartition(".")[0]
-    caller = layer_of(node)
+        owner = weights[0].rpartition(".")[0]
+        # A weight tied to another layer's, as an output head to its embedding, still makes a layer of its own.
+        return owner if f"{owner}.".startswith(f"{caller}." if caller else "") else caller
     return f"{caller}.{name}" if caller else name
 
 

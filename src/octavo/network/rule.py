@@ -54,9 +54,15 @@ class Rule:
             and _matches(self.layer.split("."), site.layer.split("."))
         )
 
+    @property
+    def matches_everything(self) -> bool:
+        """Whether it is the kind of rule that ends a list, and may find nothing left to decide."""
+        return self.layer in ("*", "**") and self.operation is None and self.role is None
+
     def __str__(self) -> str:
         shown = [repr(self.layer)]
-        shown += [f"{name}={getattr(self, name)!r}" for name in ("operation", "role", "bits", "scheme") if getattr(self, name)]
+        given = {name: getattr(self, name) for name in ("operation", "role", "bits", "scheme")}
+        shown += [f"{name}={value!r}" for name, value in given.items() if value is not None]
         return f"Rule({', '.join(shown + ['skip=True'] * self.skip)})"
 
 
@@ -68,13 +74,13 @@ def decide(sites: Sequence[Site], rules: Sequence[Rule]) -> list[Rule | None]:
 
     raises  QuantizationError for a rule that matches no site, or that earlier rules leave nothing to decide
     """
-    decisions = [next((rule for rule in rules if rule.matches(site)), None) for site in sites]
-    for rule in rules:
+    deciding = [next((i for i, rule in enumerate(rules) if rule.matches(site)), None) for site in sites]
+    for i, rule in enumerate(rules if sites else ()):  # without a single site it is not the rules that are wrong
         if not any(rule.matches(site) for site in sites):
             _unused(rule, f"it matches none of the {len(sites)} sites ({_examples(sites)})", "correct its pattern")
-        if rule.layer != "*" and not any(chosen is rule or chosen == rule for chosen in decisions):
+        if i not in deciding and not rule.matches_everything:
             _unused(rule, "earlier rules match all of its sites", "put it before them: the first match wins")
-    return decisions
+    return [None if i is None else rules[i] for i in deciding]
 
 
 def _unused(rule: Rule, seen: str, remedy: str) -> None:

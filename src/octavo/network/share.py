@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from octavo.network.operations import preserves_values
+from octavo.network.operations import TAKES_A_PART, preserves_values
 from octavo.network.rule import Site
 from octavo.numerics.scheme import Scheme
 
@@ -95,6 +95,17 @@ def _edges(source: Node, user: Node, scheme: Scheme, wanted: dict[tuple[Node, No
 
 def _crossable(node: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]) -> bool:
     """Whether everything that reads `node`, directly or moved, wants it quantized by `scheme`."""
-    if not preserves_values(node):
+    if not preserves_values(node) or _is_part(node):
         return False
     return all(wanted.get((node, user)) == scheme or _crossable(user, scheme, wanted) for user in node.users)
+
+
+def _is_part(node: Node) -> bool:
+    """Whether `node` is one of the parts that a tensor is taken apart into: each has a range of its own.
+
+    Query, key and value of a packed projection are such parts. A slice beside readers of the whole is none.
+    """
+    if node.target not in TAKES_A_PART:
+        return False
+    readers = list(node.all_input_nodes[0].users)
+    return len(readers) > 1 and all(reader.target in TAKES_A_PART for reader in readers)

@@ -1,0 +1,66 @@
+"""Engines: a quantized network executed. Choose one by name through `compile`; all are called like the user's model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+
+Compiled = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where the function that compiles for one engine is, and the packages that must be there before it is imported."""
+
+    module: str
+    function: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The packages that are not installed."""
+        return tuple(package for package in self.packages if find_spec(package) is None)
+
+
+ENGINES: dict[str, Engine] = {
+    "openvino": Engine(
+        module="octavo.engines.openvino",
+        function="compile_openvino",
+        packages=("onnx", "onnxscript", "openvino"),
+    ),
+    "reference": Engine(module="octavo.engines.reference", function="compile_reference"),
+}
+
+
+def available() -> tuple[str, ...]:
+    """The engines that can be used here, fastest first."""
+    return tuple(name for name, engine in ENGINES.items() if not engine.missing)
+
+
+def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **options: Any) -> Compiled:
+    """The quantized network, ready to be called like the user's model; every row of `ENGINES` is one choice.
+
+    params   None compiles the float network, where the engine can: the baseline to compare with
+    options  go to the engine's own function, see there
+    raises   QuantizationError for an unknown engine, or one whose package is not installed
+    """
+    row = ENGINES.get(engine)
+    if row is None:
+        raise QuantizationError(
+            asked=f"compile for the engine {engine!r}",
+            seen=f"the known engines are {', '.join(ENGINES)}",
+            remedy="choose one of them",
+        )
+    if row.missing:
+        raise QuantizationError(
+            asked=f"compile for the engine {engine!r}",
+            seen=f"{', '.join(row.missing)} cannot be imported",
+            remedy=f"pip install {' '.join(row.missing)}, or choose one of {', '.join(available())}",
+        )
+    build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
+    return build(graph, params, **options)

@@ -1,0 +1,276 @@
+"""Histogram → range: the calibration methods of Wu et al. 2020, §3.4, and mean squared error. Pure functions.
+
+Each method chooses a threshold T on |x|; `_range` makes a range of it: [−T, T] for symmetric signed integers, otherwise
+the observed range cut to [−T, T], so that the shorter side of skewed data is not given integers it does not use.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from octavo.errors import QuantizationError
+from octavo.numerics.affine import params_from_range
+from octavo.numerics.histogram import MANTISSA_BITS, Buckets, Counts, Floats, Histogram
+from octavo.numerics.scheme import INT8, Scheme
+
+Range = tuple[float, float]
+RangeMethod = Callable[[Histogram, Scheme], Range]
+
+THRESHOLDS = 96  # thresholds tried at once
+ATOM_SHARE, ATOM_EXCESS, ATOM_WINDOW = 0.002, 8.0, 1 / 8  # see _without_atoms
+BINS_PER_OCTAVE = 1 << MANTISSA_BITS
+ATOM_NEIGHBOURS = 2 * ATOM_WINDOW * BINS_PER_OCTAVE  # buckets in the window, at least
+
+
+def max_range(histogram: Histogram, scheme: Scheme = INT8) -> Range:
+    """The exact range seen: nothing is clipped (Wu et al. 2020, §3.4). QuantizationError if no value was seen."""
+    return _range(histogram, scheme, _largest(histogram))
+
+
+def percentile(p: float) -> RangeMethod:
+    """The method whose range holds p % of the values, clipping those largest in magnitude (Wu et al. 2020, §3.4).
+
+    The p-th percentile of |x| as numpy's: linear between neighbours. If it is zero though not all values are, which is
+    what sparse data give, the percentile of the values that are not zero is taken, so that something is represented.
+    raises  QuantizationError if p is not in (0, 100]; the method raises it if no value was seen
+    """
+    if not 0 < p <= 100:
+        raise QuantizationError(
+            asked=f"clip at percentile {p}", seen="it is not above 0 and at most 100", remedy="use 99.9 or 99.99"
+        )
+
+    def method(histogram: Histogram, scheme: Scheme = INT8) -> Range:
+        largest = _largest(histogram)
+        magnitudes = histogram.magnitudes()
+        threshold = _quantile(magnitudes, p / 100) or _quantile(_nonzero(magnitudes), p / 100)
+        return _range(histogram, scheme, threshold or largest)
+
+    method.__name__ = f"{p:g}"
+    method.__doc__ = f"The range that holds {p:g} % of the values (Wu et al. 2020, §3.4)."
+    return method
+
+
+def mse(histogram: Histogram, scheme: Scheme = INT8) -> Range:
+    """The range of least expected squared error, clipping and rounding together.
+
+    Thresholds are searched in two passes, coarse and fine; values are taken as spread evenly over their bucket.
+    Raises QuantizationError if no value was seen, or negative ones for unsigned symmetric integers.
+    """
+    values = _values(histogram, scheme)
+    thresholds = _thresholds(histogram)
+    for _ in range(2):
+        best = int(np.argmin(expected_squared_error(values, _Grid.of(histogram, scheme, thresholds))))
+        chosen = float(thresholds[best])
+        below, above = thresholds[max(best - 1, 0)], thresholds[min(best + 1, len(thresholds) - 1)]
+        thresholds = np.linspace(below, above, THRESHOLDS // 2)
+    return _range(histogram, scheme, chosen)
+
+
+def entropy(histogram: Histogram, scheme: Scheme = INT8) -> Range:
+    """The range that loses least information: minimal Kullback–Leibler divergence KL(P‖Q) (Wu et al. 2020, §3.4).
+
+    P is the distribution of the values that are not zero, with what is clipped added to the outermost integers; Q is
+    P without the clipped values, evened out over the occupied buckets that round to the same integer. The histogram's
+    own buckets are the bins: fine near zero, so that a far outlier does not hide the loss of everything else.
+    Constants are taken out first: see `_without_atoms`. If nothing else is there, nothing is clipped.
+    Raises QuantizationError if no value was seen, or negative ones for unsigned symmetric integers.
+    """
+    values = _nonzero(_values(histogram, scheme))
+    smooth = _without_atoms(values)
+    if not len(smooth.counts):
+        return max_range(histogram, scheme)
+    thresholds = _thresholds(histogram)
+    divergence = _divergence(values, smooth, _Grid.of(histogram, scheme, thresholds))
+    best = len(thresholds) - 1 - int(np.argmin(divergence[::-1]))  # of equals the widest: clip nothing without a gain
+    return _range(histogram, scheme, float(thresholds[best]))
+
+
+METHODS: dict[str, RangeMethod] = {
+    "max": max_range,
+    "entropy": entropy,
+    "99.9": percentile(99.9),
+    "99.99": percentile(99.99),
+    "99.999": percentile(99.999),
+    "99.9999": percentile(99.9999),
+    "mse": mse,
+}
+max_range.__name__ = "max"  # the name of every method is its key here, also in reports
+
+
+def method(name: str) -> RangeMethod:
+    """The method of this name: a key of METHODS or any percentile, like "99.5". QuantizationError for another name."""
+    if name in METHODS:
+        return METHODS[name]
+    try:
+        return percentile(float(name))
+    except ValueError:
+        raise QuantizationError(
+            asked=f"calibrate by {name!r}",
+            seen="there is no such method",
+            remedy=f"use one of {', '.join(METHODS)}, or another percentile as a number",
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Grid:
+    """The real values that integers stand for, for each of many thresholds.
+
+    points  [thresholds, levels]      multiples of the scale, ascending; from zero if only |x| matters
+    edges   [thresholds, levels + 1]  half a step around the points: what lies outside the first and last is clipped
+    """
+
+    points: Floats
+    edges: Floats
+
+    @staticmethod
+    def of(histogram: Histogram, scheme: Scheme, thresholds: Floats) -> "_Grid":
+        low, high = (torch.from_numpy(bound) for bound in _bounds(histogram, scheme, thresholds))
+        params = params_from_range(low, high, replace(scheme, axis=0, block=None))
+        scale, zero_point = params.scale.double().numpy()[:, None], params.zero_point.numpy()[:, None]
+        lowest = 0 if _folds(scheme) else scheme.qmin
+        steps = np.arange(lowest, scheme.qmax + 1) - zero_point
+        edges = np.concatenate([steps - 0.5, steps[:, -1:] + 0.5], axis=1)
+        return _Grid(points=scale * steps, edges=scale * edges)
+
+
+def expected_squared_error(values: Buckets, grid: _Grid) -> Floats:
+    """Mean of (x − nearest point)², [thresholds], from the moments of x between edges; x is even over its bucket."""
+    edges = _with_ends(grid.edges[:, 1:-1])  # what is clipped has the outermost point
+    mass, first, second = (np.diff(_up_to(edges, values, values.counts, power)) for power in range(3))
+    error: Floats = (second - 2 * grid.points * first + np.square(grid.points) * mass).sum(axis=1)
+    return error / float(values.counts.sum())
+
+
+def _divergence(values: Buckets, smooth: Buckets, grid: _Grid) -> Floats:
+    """KL(P‖Q) in nats, [thresholds]: the shape lost within integers, and the mass that clipping moves between them.
+
+    values  what was seen, for the mass that is clipped; smooth  the same without atoms, for everything else
+    """
+    mass, occupied, shape = _evened_out(smooth, grid)
+    spans = np.diff(_up_to(_with_ends(grid.edges), values, values.counts))
+    clipped = np.zeros_like(mass)
+    clipped[:, 0] = spans[:, 0]
+    clipped[:, -1] += spans[:, -1]
+    # What is clipped falls into one bin of P, however many the outermost integer covers: the paper's "last bin".
+    bins = np.divide(occupied * BINS_PER_OCTAVE, np.abs(grid.points), out=np.ones_like(mass), where=grid.points != 0)
+    shape += (clipped * np.log(np.maximum(bins, 1.0))).sum(axis=1)
+    p = mass + clipped
+    # An outermost integer may hold clipped values alone: one value there keeps the divergence finite, but large.
+    q = np.where(p > 0, np.maximum(mass, 1.0), 0.0)
+    total = p.sum(axis=1)
+    ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0) * (q.sum(axis=1) / total)[:, None]
+    divergence: Floats = (shape + (p * np.log(ratio)).sum(axis=1)) / total
+    return np.where(mass.any(axis=1), divergence, np.inf)
+
+
+def _evened_out(smooth: Buckets, grid: _Grid) -> tuple[Floats, Floats, Floats]:
+    """Mass and occupied width around each point, [thresholds, levels], and Σ count · ln(density / mean density)."""
+    width = smooth.high - smooth.low
+    information = smooth.counts * np.log(smooth.counts / width)
+    mass, occupied, inside = (np.diff(_up_to(grid.edges, smooth, w)) for w in (smooth.counts, width, information))
+    usable = (mass > 0) & (occupied > 0)
+    mean_density = np.divide(mass, occupied, out=np.ones_like(mass), where=usable)
+    return mass, occupied, (inside - mass * np.log(mean_density)).sum(axis=1)
+
+
+def _with_ends(edges: Floats) -> Floats:
+    ends = np.full((len(edges), 1), np.inf)
+    return np.concatenate([-ends, edges, ends], axis=1)
+
+
+def _up_to(x: Floats, values: Buckets, weights: Floats | Counts, power: int = 0) -> Floats:
+    """Sum of weights · u^power over the values u from zero to x, each bucket's weight being even over it.
+
+    Negative for negative x (and even power): sums grow outwards, so that one huge value does not swallow small ones.
+    """
+    whole = weights * _mean_power(values.low, values.high, values.high - values.low, power)
+    zero = np.searchsorted(values.low, 0.0)  # no bucket straddles it
+    sums = np.concatenate([-np.cumsum(whole[:zero][::-1])[::-1], [0.0], np.cumsum(whole[zero:])])
+    index = np.searchsorted(values.high, x)  # the first bucket that does not end below x
+    cut = np.minimum(index, len(weights) - 1)
+    low, high = values.low[cut], values.high[cut]
+    part = weights[cut] * _mean_power(low, np.clip(x, low, high), high - low, power)
+    below: Floats = sums[index] + np.where((index < len(weights)) & (x > low), part, 0.0)
+    return below
+
+
+def _mean_power(low: Floats, high: Floats, width: Floats, power: int) -> Floats:
+    """∫ u^power du from low to high, over width; low^power where there is no width."""
+    integral = (high ** (power + 1) - low ** (power + 1)) / (power + 1)
+    mean: Floats = np.divide(integral, width, out=low**power, where=width > 0)
+    return mean
+
+
+def _without_atoms(values: Buckets) -> Buckets:
+    """The values less those that are one constant repeated, such as the output of a dead channel.
+
+    A constant is one integer's whole load: evening it out over that integer's bins is no loss. Left in, it makes the
+    search shrink the range until the spike has an integer to itself: 0.69 was chosen where 6 was needed. A bucket is
+    taken for one if it holds ATOM_SHARE of the values and ATOM_EXCESS times what those within ±ATOM_WINDOW of it
+    (relative) hold on average; the excess is removed. So is a bucket without width, whose values are all the same.
+    """
+    counts = values.counts.astype(np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(counts)])
+    reach = np.abs(values.centres) * ATOM_WINDOW  # by value, not rank: a bucket that nothing fell into is a neighbour
+    first = np.searchsorted(values.low, values.low - reach, side="left")
+    last = np.searchsorted(values.low, values.low + reach, side="right")
+    neighbours = (sums[last] - sums[first] - counts) / ATOM_NEIGHBOURS
+    atoms = (counts > ATOM_SHARE * counts.sum()) & (counts > ATOM_EXCESS * neighbours)
+    return _keep(replace(values, counts=np.where(atoms, neighbours, counts)), values.high > values.low)
+
+
+def _largest(histogram: Histogram) -> float:
+    return max(abs(histogram.minimum), abs(histogram.maximum))
+
+
+def _folds(scheme: Scheme) -> bool:
+    """Whether the integers are the same either side of zero, so that |x| is all that matters."""
+    return scheme.symmetric and scheme.signed
+
+
+def _values(histogram: Histogram, scheme: Scheme) -> Buckets:
+    return histogram.magnitudes() if _folds(scheme) else histogram.buckets()
+
+
+def _nonzero(values: Buckets) -> Buckets:
+    return _keep(values, (values.low != 0) | (values.high != 0))
+
+
+def _keep(values: Buckets, which: npt.NDArray[np.bool_]) -> Buckets:
+    which = which & (values.counts > 0)
+    return Buckets(low=values.low[which], high=values.high[which], counts=values.counts[which])
+
+
+def _bounds(histogram: Histogram, scheme: Scheme, thresholds: Floats) -> tuple[Floats, Floats]:
+    if _folds(scheme):
+        return -thresholds, thresholds
+    return np.clip(histogram.minimum, -thresholds, thresholds), np.clip(histogram.maximum, -thresholds, thresholds)
+
+
+def _range(histogram: Histogram, scheme: Scheme, threshold: float) -> Range:
+    low, high = _bounds(histogram, scheme, np.array([threshold]))
+    return float(low[0]), float(high[0])
+
+
+def _thresholds(histogram: Histogram) -> Floats:
+    """Candidates from half the median of the nonzero |x| up to the largest, ascending, each the same factor apart."""
+    largest = _largest(histogram)
+    median = _quantile(_nonzero(histogram.magnitudes()), 0.5)
+    if median == 0:
+        return np.array([largest])
+    thresholds: Floats = np.geomspace(min(median, largest) / 2, largest, THRESHOLDS)
+    thresholds[-1] = largest  # exactly: geomspace may round
+    return thresholds
+
+
+def _quantile(values: Buckets, share: float) -> float:
+    """numpy's quantile, linear between the two values whose ranks enclose `share`; 0 if there are none."""
+    if not len(values.counts):
+        return 0.0
+    sums = np.cumsum(values.counts)
+    rank = share * (float(sums[-1]) - 1)
+    below, above = (values.centres[np.searchsorted(sums, r, side="right")] for r in (np.floor(rank), np.ceil(rank)))
+    return float(below + (above - below) * (rank - np.floor(rank)))

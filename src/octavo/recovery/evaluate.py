@@ -1,0 +1,246 @@
+"""Every number reported about a network: is it still right, how far off, how large and how fast."""
+
+import math
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure
+
+from octavo.errors import QuantizationError
+
+Score = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
+PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """How much is lost, score(reference) − score(other), and between which bounds it lies with this confidence."""
+
+    drop: float
+    low: float
+    high: float
+    confidence: float
+    samples: int
+
+
+def mean_score(scores: Tensor, index: Tensor) -> float:
+    """The mean of per-sample scores [N] over the samples in `index`."""
+    return scores[index].double().mean().item()
+
+
+def paired_interval(  # noqa: PLR0913 (the last three only refine)
+    reference: Tensor,
+    other: Tensor,
+    score: Score = mean_score,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The drop from `reference` to `other` and its paired bootstrap interval (Efron & Tibshirani 1993, §13).
+
+    Both networks are scored on the same resample of the samples, so what makes a sample hard for both cancels.
+
+    reference, other  [N, ...] per-sample scores or predictions of the same N samples
+    score             metric of a resample; higher is better; the mean of per-sample scores by default
+    returns           equal predictions give [0, 0]: no sample tells the two apart, which bounds nothing beyond these
+                      samples; one sample gives [−inf, inf]
+    raises            QuantizationError for no samples, different numbers of samples, or a score that is NaN
+    """
+    samples = _same_samples(reference, other)
+    drop = _drop(score, reference, other, torch.arange(samples))
+    if samples == 1:
+        return Interval(drop=drop, low=-math.inf, high=math.inf, confidence=confidence, samples=1)
+    source = torch.Generator().manual_seed(seed)
+    drops = [
+        _drop(score, reference, other, torch.randint(samples, (samples,), generator=source)) for _ in range(resamples)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = torch.tensor(drops, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail]).double()).tolist()
+    return Interval(drop=drop, low=low, high=high, confidence=confidence, samples=samples)
+
+
+def _same_samples(reference: Tensor, other: Tensor) -> int:
+    if len(reference) != len(other) or len(reference) == 0:
+        raise QuantizationError(
+            asked="compare two networks sample by sample",
+            seen=f"there are {len(reference)} samples of one and {len(other)} of the other",
+            remedy="score both on the same samples, at least one",
+        )
+    return len(reference)
+
+
+def _drop(score: Score, reference: Tensor, other: Tensor, index: Tensor) -> float:
+    drop = score(reference, index) - score(other, index)
+    if math.isnan(drop):
+        raise QuantizationError(
+            asked="compare two networks sample by sample",
+            seen="the score of one of them is NaN",
+            remedy="look for NaN in its predictions, and give samples that the metric does not know a score",
+        )
+    return drop
+
+
+def sqnr_db(reference: Any, other: Any) -> float:
+    """Signal to quantization noise in decibels, 10·log₁₀(Σ reference² / Σ (reference − other)²), over all outputs.
+
+    reference, other  tensors, or tuples, lists and dicts of tensors, of the same structure and shapes
+    returns           inf for identical outputs (also if all are zero), −inf for an error where the signal is zero
+    raises            QuantizationError for outputs of different structure or shape, empty ones, and NaN or infinity
+    """
+    signal = noise = 0.0
+    for want, have in _leaf_pairs(reference, other):
+        signal += want.square().sum().item()
+        noise += (want - have).square().sum().item()
+    if not math.isfinite(signal + noise):
+        raise QuantizationError(
+            asked="measure the quantization noise",
+            seen="an output holds NaN or infinity",
+            remedy="look for a division by zero or an overflow in the network",
+        )
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+    wanted, found = _leaves(reference), _leaves(other)
+    shapes = [[list(leaf.shape) for leaf in leaves] for leaves in (wanted, found)]
+    if (
+        tree_structure(reference) != tree_structure(other)
+        or shapes[0] != shapes[1]
+        or not any(map(torch.numel, wanted))
+    ):
+        raise QuantizationError(
+            asked="measure the quantization noise",
+            seen=f"the outputs have the shapes {shapes[0]} and {shapes[1]}",
+            remedy="give the outputs of two networks, of one structure, for the same and not empty input",
+        )
+    return list(zip(wanted, found, strict=True))
+
+
+def _leaves(outputs: Any) -> list[Tensor]:
+    return [torch.as_tensor(leaf).detach().cpu().double() for leaf in tree_leaves(outputs)]
+
+
+def agreement(reference: Tensor, other: Tensor) -> float:
+    """Percentage of rows in which the largest entry of [N, ..., classes] stands in the same place.
+
+    raises  QuantizationError for no rows, different shapes, or NaN
+    """
+    if reference.shape != other.shape or reference.numel() == 0:
+        raise QuantizationError(
+            asked="measure how often two networks agree",
+            seen=f"their predictions have shapes {list(reference.shape)} and {list(other.shape)}",
+            remedy="give predictions [N, ..., classes] of both for the same samples",
+        )
+    if reference.isnan().any() or other.isnan().any():
+        raise QuantizationError(
+            asked="measure how often two networks agree",
+            seen="a prediction is NaN",
+            remedy="look for a division by zero or an overflow in the network",
+        )
+    return 100.0 * (reference.argmax(dim=-1) == other.argmax(dim=-1)).double().mean().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Milliseconds a call takes: the median, and between which values eight of ten calls lie."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    rounds: int
+
+
+class Latencies(dict[str, Latency]):
+    """{contestant: Latency}, timed together."""
+
+    def ratio(self, a: str, b: str) -> float:
+        """How many times as long as `b` `a` takes, by the medians."""
+        return self[a].median_ms / self[b].median_ms
+
+
+def latency_ms(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3, seed: int = 0
+) -> Latencies:
+    """Wall-clock time of each callable, interleaved: every round calls all of them once, in random order.
+
+    So a machine that slows down, slows down for all. A callable that starts work on a GPU must wait for it to finish.
+
+    raises  QuantizationError for no contestants or fewer than one round
+    """
+    if not contestants or rounds < 1:
+        raise QuantizationError(
+            asked="time callables",
+            seen=f"there are {len(contestants)} of them and {rounds} rounds",
+            remedy="give at least one of each",
+        )
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    order, shuffle = list(contestants), random.Random(seed)
+    for number in range(warmup + rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            elapsed = _seconds(contestants[name])
+            if number >= warmup:
+                times[name].append(elapsed * 1000)
+    return Latencies({name: _latency(values) for name, values in times.items()})
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _latency(times: list[float]) -> Latency:
+    p10, median, p90 = torch.tensor(times).double().quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
+    return Latency(median_ms=median, p10_ms=p10, p90_ms=p90, rounds=len(times))
+
+
+def size_mb(what: nn.Module | Path) -> float:
+    """Megabytes (10⁶ bytes): a module's parameters and buffers, each counted once; a file; or all files in a folder."""
+    if isinstance(what, nn.Module):
+        return sum(tensor.nbytes for tensor in [*what.parameters(), *what.buffers()]) / 1e6
+    files = [file for file in what.rglob("*") if file.is_file()] if what.is_dir() else [what]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def machine() -> dict[str, Any]:
+    """{"cpu", "cores", "threads", "flags"}: what a measured time depends on, and nothing that names the machine."""
+    lines = _cpu_lines()
+    present = set(lines.get("flags", lines.get("Features", "")).split())
+    return {
+        "cpu": lines.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "flags": [flag for flag in FLAGS if flag in present],
+    }
+
+
+def _cpu_lines(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def versions() -> dict[str, str]:
+    """{"python": …, package: version} of the packages that the numbers depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,117 @@
+"""Small networks and checks that several test files share. Seeds are fresh for every test and printed if it fails."""
+
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.graph import Graph, call_arguments, capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import EVERYTHING
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seeds torch; set OCTAVO_SEED to the printed number to repeat a failure."""
+    number = int(os.environ.get("OCTAVO_SEED", secrets.randbits(31)))
+    print(f"OCTAVO_SEED={number}")
+    torch.manual_seed(number)
+    return number
+
+
+class Network(nn.Module):
+    """A module with the given children whose forward is `function(self, *inputs)`."""
+
+    def __init__(self, function: Callable[..., Any], **children: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self, *inputs)
+
+
+class BasicBlock(nn.Module):
+    """relu(norm2(conv2(relu(norm1(conv1(x))))) + skip), as in ResNet; 1×1 convolution in the skip if `downsample`."""
+
+    def __init__(self, channels: int = 4, downsample: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, stride=1 + downsample, padding=1, bias=False)
+        self.norm1 = trained(nn.BatchNorm2d(channels))
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = trained(nn.BatchNorm2d(channels))
+        self.relu = nn.ReLU(inplace=True)
+        self.down = nn.Conv2d(channels, channels, 1, stride=2) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.down is None else self.down(x)
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += skip
+        return self.relu(y)
+
+
+def trained(norm: nn.Module) -> nn.Module:
+    """A batch-norm with statistics that are not the identity."""
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if norm.affine:
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+@pytest.fixture(name="network")
+def _network() -> type[Network]:
+    return Network
+
+
+@pytest.fixture(name="basic_block")
+def _basic_block() -> type[BasicBlock]:
+    return BasicBlock
+
+
+@pytest.fixture(name="trained")
+def _trained() -> Callable[[nn.Module], nn.Module]:
+    return trained
+
+
+def outputs(model: Any, batch: Any) -> list[Any]:
+    args, kwargs = call_arguments(batch)
+    with torch.no_grad():
+        return tree_leaves(model(*args, **kwargs))
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """assert_same(model, graph, batch, …): equal up to float32 rounding on every batch, in shape and dtype too."""
+
+    def check(model: nn.Module, graph: Any, *batches: Any, rtol: float = 1e-4) -> None:
+        model.eval()
+        for batch in batches:
+            wanted, found = outputs(model, batch), outputs(graph, batch)
+            assert len(wanted) == len(found)
+            for want, have in zip(wanted, found, strict=True):
+                size = float(want.detach().abs().max()) if isinstance(want, Tensor) and want.is_floating_point() else 0.0
+                torch.testing.assert_close(have, want, rtol=0, atol=rtol * (size or 1.0))
+
+    return check
+
+
+@pytest.fixture
+def calibrated() -> Callable[..., tuple[Graph, Params]]:
+    """calibrated(model, example): its graph and parameters by max calibration on the example itself."""
+
+    def run(model: nn.Module, example: Any, rules: Any = (EVERYTHING,), target: Any = "paper", **capturing: Any) -> Any:
+        graph = capture(model, example, **capturing)
+        plan = make_plan(graph, rules, target=target)
+        return graph, choose_params(graph, plan, observe(graph, plan, [example]), "max")
+
+    return run

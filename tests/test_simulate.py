@@ -1,0 +1,185 @@
+"""The simulation: exact numbers by hand, the straight-through gradient, and a copy that leaves the graph alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.graph import capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import Rule
+from octavo.network.simulate import FakeQuantize, simulate
+from octavo.numerics import AFFINE_UINT8, INT8, QParams, Scheme, params_from_range
+
+
+@pytest.fixture
+def by_hand():
+    """y = x Wᵀ + b with scales that are powers of two, so that every float32 result is exact."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.1, -2.0], [0.5, 0.26]]))
+        model[0].bias.copy_(torch.tensor([10.0, 0.0]))
+    graph = capture(model, torch.randn(2, 2))
+    plan = make_plan(graph, target="paper")
+    zero = torch.zeros(2, dtype=torch.int32)
+    weight = QParams(scale=torch.tensor([0.25, 0.125]), zero_point=zero, scheme=Scheme(axis=0))
+    activation = QParams(scale=torch.tensor(0.5), zero_point=zero[0], scheme=INT8)
+    return graph, Params(plan=plan, method="hand", values={"0.input": activation, "0.weight": weight})
+
+
+def test_one_layer_by_hand(by_hand) -> None:
+    sim = simulate(*by_hand)
+    # x: 1.3 → 3·0.5, −0.74 → −1·0.5, 100 → 127·0.5 and −100 → −127·0.5 (clipped), 0.25 → 0 (tie to even)
+    # w: 1.1 → 4·0.25, −2 → −8·0.25, 0.5 → 4·0.125, 0.26 → 2·0.125; bias as it is
+    x = torch.tensor([[1.3, -0.74], [100.0, -100.0], [0.25, 0.0]])
+    quantized = torch.tensor([[1.5, -0.5], [63.5, -63.5], [0.0, 0.0]])
+    weight = torch.tensor([[1.0, -2.0], [0.5, 0.25]])
+    assert torch.equal(sim(x), quantized @ weight.T + torch.tensor([10.0, 0.0]))
+
+
+def test_the_gradient_passes_straight_through_inside_the_range_and_is_zero_outside(by_hand) -> None:
+    sim = simulate(*by_hand)
+    x = torch.tensor([[1.3, 100.0], [-70.0, -0.74]], requires_grad=True)
+    upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    sim(x).backward(upstream)
+    inside = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    quantized_x, quantized_w = torch.tensor([[1.5, 63.5], [-63.5, -0.5]]), torch.tensor([[1.0, -2.0], [0.5, 0.25]])
+    assert torch.equal(x.grad, (upstream @ quantized_w) * inside)
+    layer = sim.get_submodule("0")
+    assert torch.equal(layer.weight.grad, upstream.T @ quantized_x)
+    assert torch.equal(layer.bias.grad, upstream.sum(0))
+
+
+def test_a_weight_beyond_its_range_gets_no_gradient(by_hand) -> None:
+    graph, params = by_hand
+    with torch.no_grad():
+        graph.module.get_submodule("0").weight[0, 0] = 1000.0
+    sim = simulate(graph, params)
+    sim(torch.randn(3, 2)).sum().backward()
+    gradient = sim.get_submodule("0").weight.grad
+    assert gradient[0, 0] == 0
+    assert torch.all(gradient.flatten()[1:] != 0)
+
+
+def test_parameters_keep_the_users_names_and_the_ranges_are_buffers(basic_block, calibrated) -> None:
+    sim = simulate(*calibrated(basic_block(), torch.randn(2, 4, 6, 6)))
+    assert {name for name, _ in sim.named_parameters()} == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
+    buffers = {name for name, _ in sim.named_buffers()}
+    assert "quantizers.0_conv1_input.scale" in buffers
+    assert all(name.endswith((".scale", ".zero_point")) for name in buffers)
+
+
+def test_training_the_simulation_leaves_the_graph_alone(basic_block, calibrated) -> None:
+    graph, params = calibrated(basic_block(), torch.randn(2, 4, 6, 6))
+    before = copy.deepcopy(dict(graph.module.state_dict()))
+    ranges = {name: value.scale.clone() for name, value in params.values.items()}
+    sim = simulate(graph, params).train()
+    optimizer = torch.optim.SGD(sim.parameters(), lr=0.1)
+    x = torch.randn(2, 4, 6, 6)
+    losses = []
+    for _ in range(3):
+        loss = (sim(x) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for module in sim.modules():
+        if isinstance(module, FakeQuantize):
+            module.scale.mul_(2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in graph.module.state_dict().items())
+    assert all(torch.equal(value.scale, ranges[name]) for name, value in params.values.items())
+
+
+def test_state_dict_round_trip(basic_block, calibrated) -> None:
+    graph, params = calibrated(basic_block(), torch.randn(2, 4, 6, 6))
+    trained, fresh = simulate(graph, params), simulate(graph, params)
+    with torch.no_grad():
+        for tensor in trained.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1.1)
+    x = torch.randn(3, 4, 6, 6)
+    assert not torch.equal(fresh(x), trained(x))
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(fresh(x), trained(x))
+
+
+def test_train_and_eval_may_be_called(basic_block, calibrated) -> None:
+    graph, params = calibrated(basic_block(), torch.randn(2, 4, 6, 6))
+    sim, x = simulate(graph, params), torch.randn(2, 4, 6, 6)
+    assert torch.equal(sim.train()(x), sim.eval()(x))
+    graph.module.eval()
+
+
+def test_every_reader_of_a_tensor_reads_one_quantized_value(network, calibrated) -> None:
+    model = network(lambda s, x: (lambda y: (s.a(y), s.b(y)))(x.relu()), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    sim = simulate(*calibrated(model, torch.randn(2, 4)))
+    calls = [node for node in sim.graph.nodes if node.op == "call_module"]
+    assert [str(node.target) for node in calls] == [
+        "quantizers.0_a_input",
+        "quantizers.1_a_weight",
+        "quantizers.2_b_weight",
+    ]
+    assert len(calls[0].users) == 2
+
+
+def test_a_float_reader_beside_a_quantized_one_reads_float(network, calibrated) -> None:
+    model = network(lambda s, x: (s.a(x), x * 1), a=nn.Linear(4, 4))
+    sim = simulate(*calibrated(model, torch.randn(2, 4)))
+    x = torch.randn(3, 4)
+    assert torch.equal(sim(x)[1], x)
+
+
+def test_dynamic_batch_and_the_users_way_of_calling(calibrated) -> None:
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x, y):
+            return {"out": self.a(x) + y}
+
+    sim = simulate(*calibrated(Keywords(), {"x": torch.randn(1, 4), "y": torch.randn(1, 4)}))
+    for n in (1, 2, 7):
+        assert sim(x=torch.randn(n, 4), y=torch.randn(n, 4))["out"].shape == (n, 4)
+
+
+def test_skipped_layers_are_exact(calibrated) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    graph, params = calibrated(model, torch.randn(2, 4), [Rule("0", skip=True), Rule("1", role="weight")])
+    sim, x = simulate(graph, params), torch.randn(3, 4)
+    quantize = FakeQuantize(params.values["1.weight"])
+    assert torch.equal(sim(x), nn.functional.linear(model[0](x), quantize(model[1].weight), model[1].bias))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_error_shrinks_with_bits_as_the_step_does(bits, calibrated) -> None:
+    """Signal to quantization noise of a sum of many products: about 6 dB a bit; within 4 dB of the formula."""
+    model, x = nn.Sequential(nn.Linear(256, 64, bias=False)).eval(), torch.rand(64, 256) * 2 - 1
+    nn.init.uniform_(model[0].weight, -1, 1)
+    graph, params = calibrated(model, x, [Rule(role="input", bits=bits), Rule(skip=True)])
+    noise = simulate(graph, params)(x) - model(x)
+    sqnr = 10 * torch.log10(model(x).square().mean() / noise.square().mean()).item()
+    levels = 2 ** (bits - 1) - 1
+    assert sqnr == pytest.approx(10 * torch.log10(torch.tensor(4.0 * levels**2)).item(), abs=1.0)
+
+
+def test_affine_activations(calibrated) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).eval()
+    nn.init.ones_(model[0].weight)
+    graph, params = calibrated(model, torch.randn(2, 1, 4, 4), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
+    values = {**params.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}  # steps of 0.01, zero is 100
+    sim = simulate(graph, Params(plan=params.plan, method="hand", values=values))
+    x = torch.tensor([-2.0, -1.0, -0.004, 0.0, 0.014, 1.0, 9.0]).reshape(1, 1, 1, 7)
+    expected = torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.01, 1.0, 1.55])
+    torch.testing.assert_close(sim(x).flatten(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_simulation_runs_without_gradients(basic_block) -> None:
+    graph = capture(basic_block(), torch.randn(2, 4, 6, 6))
+    plan = make_plan(graph)
+    params = choose_params(graph, plan, observe(graph, plan, [torch.randn(2, 4, 6, 6)]))
+    with torch.inference_mode():
+        assert torch.isfinite(simulate(graph, params)(torch.randn(3, 4, 6, 6))).all()
