@@ -99,7 +99,9 @@ def assert_same() -> Callable[..., None]:
             wanted, found = outputs(model, batch), outputs(graph, batch)
             assert len(wanted) == len(found)
             for want, have in zip(wanted, found, strict=True):
-                size = float(want.detach().abs().max()) if isinstance(want, Tensor) and want.is_floating_point() else 0.0
+                size = (
+                    float(want.detach().abs().max()) if isinstance(want, Tensor) and want.is_floating_point() else 0.0
+                )
                 torch.testing.assert_close(have, want, rtol=0, atol=rtol * (size or 1.0))
 
     return check

@@ -273,7 +273,9 @@ def test_multi_head_attention(network, assert_same) -> None:
 @pytest.mark.parametrize(("batch_first", "bias"), [(True, True), (False, False)])
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
-def test_stacked_recurrent_layers_become_single_ones(layer, bidirectional, batch_first, bias, network, assert_same) -> None:
+def test_stacked_recurrent_layers_become_single_ones(
+    layer, bidirectional, batch_first, bias, network, assert_same
+) -> None:
     options = {"bidirectional": bidirectional, "batch_first": batch_first, "bias": bias}
     model = network(lambda s, x: s.rnn(x), rnn=layer(4, 5, 3, dropout=0.5, **options)).train()
     batch_axis = 0 if batch_first else 1

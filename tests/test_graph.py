@@ -134,8 +134,13 @@ def test_hard_coded_batch_raises(network) -> None:
     assert "dynamic_axes=()" in seen_in(caught)
 
 
-def test_a_loop_over_the_batch_raises(network) -> None:
-    model = network(lambda s, x: torch.stack([s.a(row) for row in x]), a=nn.Linear(4, 3))
+@pytest.mark.parametrize(
+    "forward",
+    [lambda s, x: torch.stack([s.a(row) for row in x]), lambda s, x: s.a(x) + s.a.bias.expand(len(x), -1)],
+    ids=["loop", "len(x)"],
+)
+def test_python_numbers_of_the_batch_raise(forward, network) -> None:
+    model = network(forward, a=nn.Linear(4, 3))
     with pytest.raises(QuantizationError, match="works for size 3 only"):
         capture(model, torch.randn(3, 4))
 
@@ -385,7 +390,9 @@ def test_verify_rejects_names_that_do_not_exist() -> None:
         verify(broken(edit))
 
 
-def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(network, basic_block, trained, assert_same) -> None:
+def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(
+    network, basic_block, trained, assert_same
+) -> None:
     models = {
         "residual": (basic_block(), torch.randn(2, 4, 6, 6)),
         "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)),

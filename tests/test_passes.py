@@ -7,7 +7,11 @@ from torch import nn
 
 from octavo.network.graph import capture
 
-CONVOLUTIONS = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}
+CONVOLUTIONS = {
+    1: (nn.Conv1d, nn.ConvTranspose1d),
+    2: (nn.Conv2d, nn.ConvTranspose2d),
+    3: (nn.Conv3d, nn.ConvTranspose3d),
+}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -89,7 +93,10 @@ STAYS = {
     "only the second call is normalized": (lambda s, x: s.norm(s.conv(s.conv(x))), 1),
     "two norms for one layer": (lambda s, x: s.second(s.conv(s.norm(s.conv(x)))), 2),
     "one weight, several biases": (
-        lambda s, x: (s.norm(F.conv2d(x, s.conv.weight, s.conv.bias)), s.norm(F.conv2d(x, s.conv.weight, s.other.bias))),
+        lambda s, x: (
+            s.norm(F.conv2d(x, s.conv.weight, s.conv.bias)),
+            s.norm(F.conv2d(x, s.conv.weight, s.other.bias)),
+        ),
         2,
     ),
 }
@@ -161,7 +168,9 @@ def test_folded_parameters_train_when_the_users_did(trained) -> None:
     assert trainable == {"0.weight": False, "0.bias": False, "2.weight": True, "2.bias": True}
 
 
-@pytest.mark.parametrize("parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize(
+    "parametrize", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
 def test_parametrized_weights_become_plain_under_the_users_name(parametrize, assert_same) -> None:
     model = nn.Sequential(parametrize(nn.Linear(8, 8)), parametrize(nn.Conv1d(8, 4, 3)))
     graph = capture(model, torch.randn(1, 8, 8))
@@ -194,7 +203,9 @@ def test_identities_and_dropout_are_gone(network, assert_same) -> None:
 
     model = network(forward, a=nn.Linear(4, 4))
     graph = capture(model, torch.randn(2, 4))
-    assert [str(node.target) for node in graph.module.graph.nodes if node.op == "call_function"] == ["aten.linear.default"]
+    assert [str(node.target) for node in graph.module.graph.nodes if node.op == "call_function"] == [
+        "aten.linear.default"
+    ]
     assert_same(model, graph, torch.randn(7, 4))
 
 

@@ -31,7 +31,12 @@ def named(plan, name):
 
 # ---- one network for every row of the table
 
-image, signal, volume, rows = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6), torch.randn(2, 4, 5, 5, 5), torch.randn(2, 4)
+image, signal, volume, rows = (
+    torch.randn(2, 4, 6, 6),
+    torch.randn(2, 4, 6),
+    torch.randn(2, 4, 5, 5, 5),
+    torch.randn(2, 4),
+)
 
 ROWS = {
     "conv1d": (nn.Conv1d(4, 2, 3), signal, {"input": None, "weight": 0}),
@@ -270,7 +275,11 @@ def test_a_concat_has_a_common_range(network) -> None:
 
     plan = planned(network(forward, a=nn.Linear(8, 4), b=nn.Linear(4, 4)), rows)
     shared = named(plan, "a.input")
-    assert [(edge.source, edge.user) for edge in shared.edges] == [("tanh", "cat"), ("exp", "cat"), ("tanh", "linear_1")]
+    assert [(edge.source, edge.user) for edge in shared.edges] == [
+        ("tanh", "cat"),
+        ("exp", "cat"),
+        ("tanh", "linear_1"),
+    ]
     assert [site.name for site in shared.sites] == ["a.input", "b.input"]
 
 
@@ -478,7 +487,9 @@ def test_weights_along_an_inner_axis_raise() -> None:
 
 
 def test_unknown_target_lists_the_known_ones() -> None:
-    with pytest.raises(QuantizationError, match="'abacus', but the known targets are paper, tensorrt, openvino, onednn"):
+    with pytest.raises(
+        QuantizationError, match="'abacus', but the known targets are paper, tensorrt, openvino, onednn"
+    ):
         target_named("abacus")
 
 
@@ -501,7 +512,9 @@ def test_coverage_names_every_operation_left_in_float_and_why(network) -> None:
 
     children = {name: nn.Linear(4, 4) for name in ("stem", "body", "head")}
     model = network(forward, b=nn.Parameter(torch.randn(2, 4, 4)), **children)
-    plan = planned(model, rows, Rule("head", skip=True), Rule("stem", role="weight", skip=True), Rule("stem"), Rule("body"))
+    plan = planned(
+        model, rows, Rule("head", skip=True), Rule("stem", role="weight", skip=True), Rule("stem"), Rule("body")
+    )
     assert str(plan.coverage).splitlines() == [
         "1 of 6 compute-heavy operations quantized",
         "  head: float, Rule('head', skip=True) leaves its input in float",

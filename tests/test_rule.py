@@ -81,7 +81,9 @@ def test_an_unused_rule_raises_and_shows_the_layers_there_are() -> None:
 
 
 def test_a_shadowed_rule_raises() -> None:
-    with pytest.raises(QuantizationError, match=r"apply Rule\('head'\), but earlier rules match all of its sites; put it before"):
+    with pytest.raises(
+        QuantizationError, match=r"apply Rule\('head'\), but earlier rules match all of its sites; put it before"
+    ):
         decide([site("stem"), site("head")], [Rule("*"), Rule("head")])
 
 

@@ -117,12 +117,8 @@ def test_every_reader_of_a_tensor_reads_one_quantized_value(network, calibrated)
     model = network(lambda s, x: (lambda y: (s.a(y), s.b(y)))(x.relu()), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
     sim = simulate(*calibrated(model, torch.randn(2, 4)))
     calls = [node for node in sim.graph.nodes if node.op == "call_module"]
-    assert [str(node.target) for node in calls] == [
-        "quantizers.0_a_input",
-        "quantizers.1_a_weight",
-        "quantizers.2_b_weight",
-    ]
-    assert len(calls[0].users) == 2
+    readers = {str(node.target): len(node.users) for node in calls}
+    assert readers == {"quantizers.0_a_input": 2, "quantizers.1_a_weight": 1, "quantizers.2_b_weight": 1}
 
 
 def test_a_float_reader_beside_a_quantized_one_reads_float(network, calibrated) -> None:

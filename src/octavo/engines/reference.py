@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
@@ -69,22 +70,21 @@ def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     def make(quantizer: Quantizer) -> nn.Module:
         return Quantize(params.values[quantizer.name])
 
-    return ReferenceModel(insert(graph, params.plan, make))
+    return ReferenceModel(insert(graph, params.plan, make), tuple(graph.example_kwargs))
 
 
 class ReferenceModel(nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, module: GraphModule, keywords: tuple[str, ...]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.keywords = module, keywords
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        graph = self.module.graph
-        flat = graph.process_inputs(*args, **kwargs)
-        out = _IntegerInterpreter(self.module).run(*flat, enable_io_processing=False)
-        return graph.process_outputs(out)
+        inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
+        out = _IntegerInterpreter(self.module).run(*inputs, enable_io_processing=False)
+        return self.module.graph.process_outputs(out)
 
 
 class _IntegerInterpreter(Interpreter):

@@ -152,7 +152,7 @@ def check_dynamic(module: GraphModule, axes: Sequence[int]) -> None:
             raise QuantizationError(
                 asked=f"capture with axis {axis} of the inputs dynamic",
                 seen=f"the model works for size {int(having[0].meta['val'].shape[axis])} only",
-                remedy="look for a hard-coded size (view, reshape, a loop over the axis), pass dynamic_axes=(1,) if the "
+                remedy="look for a hard-coded size (view, len(x), a loop over the axis), pass dynamic_axes=(1,) if the "
                 "batch is axis 1, or dynamic_axes=() to fix the sizes of the example",
                 site=str(having[0].target),
             )

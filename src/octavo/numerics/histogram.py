@@ -5,7 +5,7 @@ is ever re-binned, merging is addition, and neither the order nor the size of ba
 1/512 of its lower edge wide: its middle is within 0.098 % of every normal float32 in it, 1/1024 = 0.0977 %.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from octavo.errors import QuantizationError
+from octavo.numerics.counting import count_into
 
 MANTISSA_BITS = 9
 SHIFT = 23 - MANTISSA_BITS
 NEGATIVE = 1 << (31 - SHIFT)  # the sign bit, shifted: the first bucket of negative numbers
 INFINITE = 255 << MANTISSA_BITS  # the first of the buckets that hold inf and NaN
 BUCKETS = 2 * NEGATIVE  # 2^18 int64 counts: 2 MiB, allocated only up to the highest bucket in use
-CHUNK = 1 << 20  # values keyed at once: 4 MiB of keys stay in the cache between the passes over them
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class Buckets:
 class Histogram:
     """Exact counts of the values seen so far, with their exact minimum and maximum. `Histogram()` has seen nothing.
 
-    At most 2 MiB (0.5 MiB for what a ReLU produces), however many batches it sees.
+    At most 2 MiB (1 MiB for what a ReLU produces), however many batches it sees.
     """
 
     def __init__(self) -> None:
@@ -87,17 +87,16 @@ class Histogram:
         low, high = (float(bound) for bound in torch.aminmax(flat))
         if not (np.isfinite(low) and np.isfinite(high)):
             raise _not_finite(flat, site)
-        for counts in _count(flat):
-            self._add(counts)
-        self._widen((low, high))
+        self._widen((low, high))  # makes room first: counting does not check that a bucket is there
+        count_into(self._counts, flat, SHIFT)
 
     def merge(self, other: "Histogram") -> "Histogram":
         """The histogram of all values of both, bit for bit that of their concatenation; neither is changed."""
         merged = Histogram()
         for part in (self, other):
-            merged._add(part._counts)
             if part._bounds is not None:
                 merged._widen(part._bounds)
+                merged._counts[: len(part._counts)] += part._counts
         return merged
 
     def buckets(self) -> Buckets:
@@ -137,19 +136,18 @@ class Histogram:
         keys, counts, bounds = (
             state[name].cpu() if name in state else None for name in ("buckets", "counts", "bounds")
         )
-        if keys is None or counts is None or bounds is None or not _consistent(keys, counts, bounds):
-            raise QuantizationError(
-                asked="restore a histogram",
-                seen=f"the stored tensors {sorted(state)} do not describe one",
-                remedy="pass exactly what Histogram.state() returned",
-            )
         histogram = cls()
-        if keys.numel():
-            dense = np.zeros(int(keys.max()) + 1, dtype=np.int64)
-            dense[keys.numpy()] = counts.numpy()
-            histogram._add(dense)
-            histogram._widen((float(bounds[0]), float(bounds[1])))
-        return histogram
+        if keys is not None and counts is not None and bounds is not None and _consistent(keys, counts, bounds):
+            if keys.numel():
+                histogram._widen((float(bounds[0]), float(bounds[1])))
+            if not keys.numel() or int(keys[-1]) < len(histogram._counts):
+                histogram._counts[keys.numpy()] = counts.numpy()
+                return histogram
+        raise QuantizationError(
+            asked="restore a histogram",
+            seen=f"the stored tensors {sorted(state)} do not describe one",
+            remedy="pass exactly what Histogram.state() returned",
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):
@@ -169,14 +167,14 @@ class Histogram:
             )
         return self._bounds
 
-    def _add(self, counts: Counts) -> None:
-        if len(counts) > len(self._counts):
-            self._counts = np.pad(self._counts, (0, len(counts) - len(self._counts)))
-        self._counts[: len(counts)] += counts
-
     def _widen(self, bounds: tuple[float, float]) -> None:
+        """Take values in these bounds as seen, and make room for their buckets: as much as the bounds need, no more."""
         low, high = self._bounds or bounds
-        self._bounds = min(low, bounds[0]), max(high, bounds[1])
+        low, high = self._bounds = min(low, bounds[0]), max(high, bounds[1])
+        # −0.0 is not below zero, but has the first bucket of the negative numbers.
+        last = _bucket(high) if low > 0 else max(_bucket(low), NEGATIVE)
+        if last >= len(self._counts):
+            self._counts = np.pad(self._counts, (0, last + 1 - len(self._counts)))
 
     @staticmethod
     def _cut(low: Floats, high: Floats, counts: Counts, bounds: tuple[float, float] | None) -> Buckets:
@@ -192,11 +190,9 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(by_stride).reshape(-1)
 
 
-def _count(flat: Tensor) -> Iterator[Counts]:
-    """Counts by bucket of each chunk, as long as its highest bucket needs."""
-    for chunk in torch.split(flat, CHUNK):
-        keys = (chunk.view(torch.int32) >> SHIFT).bitwise_and_(BUCKETS - 1)
-        yield torch.bincount(keys).cpu().numpy()
+def _bucket(x: float) -> int:
+    """The bucket that x falls into."""
+    return int(np.float32(x).view(np.uint32)) >> SHIFT
 
 
 def _edges(magnitude_keys: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
@@ -209,9 +205,13 @@ def _edges(magnitude_keys: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:
 
 
 def _consistent(keys: Tensor, counts: Tensor, bounds: Tensor) -> bool:
-    shapes_fit = keys.ndim == 1 and keys.shape == counts.shape and bounds.numel() == (2 if keys.numel() else 0)
-    in_place = bool(((keys >= 0) & (keys < BUCKETS) & (keys % NEGATIVE < INFINITE)).all()) and bool((counts > 0).all())
-    return shapes_fit and keys.dtype == torch.int32 and counts.dtype == torch.int64 and in_place
+    if (keys.dtype, counts.dtype, bounds.dtype) != (torch.int32, torch.int64, torch.float64):
+        return False
+    if keys.ndim != 1 or keys.shape != counts.shape or bounds.numel() != (2 if keys.numel() else 0):
+        return False
+    finite = (keys >= 0) & (keys < BUCKETS) & (keys % NEGATIVE < INFINITE)
+    ordered = bool((keys[1:] > keys[:-1]).all()) and bounds.tolist() == sorted(bounds.tolist())
+    return ordered and bool(finite.all() & (counts > 0).all() & torch.isfinite(bounds.float()).all())
 
 
 def _not_finite(flat: Tensor, site: str | None) -> QuantizationError:

@@ -1,0 +1,97 @@
+"""Modules that stand for ONNX operators: torch.export traces them, and the ONNX exporter writes them down as they are.
+
+    Activation      x ─▶ [Clip ─▶] QuantizeLinear ─▶ DequantizeLinear
+    Weight          int8 initializer ─▶ DequantizeLinear, per tensor, per channel or per block
+
+They have no arithmetic of their own: outside an export they return zeros.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.onnx import ops
+
+from octavo.numerics.affine import QParams, quantize
+
+OPSET = 21  # the first with blocked DequantizeLinear
+
+
+class Activation(nn.Module):
+    """x rounded to integers and back: two ONNX nodes, which engines fuse with the operations around them.
+
+    QuantizeLinear saturates at the ends of int8 or uint8. A scheme that stops earlier (the paper's −127, fewer bits)
+    needs a Clip before it.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.dtype = params.scheme.dtype
+        self.register_buffer("scale", params.scale.clone())
+        self.register_buffer("zero_point", params.zero_point.to(self.dtype))
+        self.clip = _clip_bounds(params)
+
+    def forward(self, x: Tensor) -> Tensor:
+        clipped = x if self.clip is None else x.clamp(*self.clip)
+        parameters = (self.scale, self.zero_point)
+        q = ops.symbolic("QuantizeLinear", (clipped, *parameters), dtype=self.dtype, shape=x.shape, version=OPSET)
+        return ops.symbolic("DequantizeLinear", (q, *parameters), dtype=torch.float32, shape=x.shape, version=OPSET)
+
+
+def _clip_bounds(params: QParams) -> tuple[float, float] | None:
+    """The real values of qmin and qmax; None where the storage type ends there by itself."""
+    scheme, storage = params.scheme, torch.iinfo(params.scheme.dtype)
+    if (scheme.qmin, scheme.qmax) == (storage.min, storage.max):
+        return None
+    low, high = (float(params.scale * (q - params.zero_point)) for q in (scheme.qmin, scheme.qmax))
+    return low, high
+
+
+class Weight(nn.Module):
+    """A constant, stored in integers; the input that `insert` gives it, the float weight, is not read.
+
+    integers    [...] int8 or uint8
+    scale       [], [channels], or integers.shape with one entry a block
+    zero_point  shape of scale, dtype of integers; None for symmetric schemes
+    axis        the axis of the channels or blocks
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def __init__(
+        self, integers: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None, block: int | None
+    ) -> None:
+        super().__init__()
+        self.axis, self.block = axis, block
+        self.register_buffer("integers", integers)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def forward(self, _: Tensor) -> Tensor:
+        attributes = {} if self.axis is None else {"axis": self.axis}
+        if self.block is not None:
+            attributes["block_size"] = self.block
+        inputs = (self.integers, self.scale, *(() if self.zero_point is None else (self.zero_point,)))
+        return ops.symbolic(
+            "DequantizeLinear",
+            inputs,
+            attributes,
+            dtype=torch.float32,
+            shape=self.integers.shape,
+            version=OPSET,
+        )
+
+
+def quantized_weight(tensor: Tensor, params: QParams) -> Weight:
+    """`tensor` in integers, by `params`."""
+    scheme = params.scheme
+    return Weight(
+        quantize(tensor.detach(), params),
+        params.scale.clone(),
+        None if scheme.symmetric else params.zero_point.to(scheme.dtype),
+        None if scheme.axis is None else scheme.axis % tensor.ndim,
+        scheme.block,
+    )
