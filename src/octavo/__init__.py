@@ -7,7 +7,7 @@
     int8   = octavo.compile(graph, params)
 """
 
-from octavo.engines import compile
+from octavo.engines import available, compile
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, choose_params, observe
 from octavo.network.graph import Graph, capture, verify
@@ -15,19 +15,42 @@ from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target
-from octavo.numerics import (
-    METHODS,
-    Histogram,
-    QParams,
-    Scheme,
-    dequantize,
-    entropy,
-    fake_quantize,
-    max_range,
-    mse,
-    params_from_range,
-    percentile,
-    quantize as quantize_tensor,
-)
+from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
+from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "TARGETS",
+    "Coverage",
+    "Graph",
+    "Histogram",
+    "Params",
+    "Plan",
+    "QParams",
+    "QuantizationError",
+    "Quantizer",
+    "Rule",
+    "Scheme",
+    "Site",
+    "Stats",
+    "Target",
+    "agreement",
+    "available",
+    "capture",
+    "choose_params",
+    "compile",
+    "entropy",
+    "latency_ms",
+    "make_plan",
+    "max_range",
+    "mse",
+    "observe",
+    "paired_interval",
+    "percentile",
+    "simulate",
+    "size_mb",
+    "sqnr_db",
+    "verify",
+]

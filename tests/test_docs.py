@@ -1,0 +1,36 @@
+"""What the documents show, runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def examples(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_shows_one_screen_of_python() -> None:
+    assert len(examples("README.md")) == 1
+
+
+def test_the_readme_example_runs_and_says_what_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = examples("README.md")
+    exec(compile(code, "README.md", "exec"), {})
+    coverage, sqnr = capsys.readouterr().out.splitlines()
+    assert coverage == "2 of 2 compute-heavy operations quantized"
+    assert float(sqnr) > 25
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/layout.md", "docs/quantization.md"])
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
+        assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
+
+
+@pytest.mark.parametrize("command", ["make demo", "make test"])
+def test_the_readme_names_the_commands_of_the_makefile(command: str) -> None:
+    assert command in (ROOT / "README.md").read_text()
+    assert f"\n{command.removeprefix('make ')}:" in (ROOT / "Makefile").read_text()
