@@ -249,7 +249,7 @@ def test_a_site_that_saw_nothing_raises(two_layers) -> None:
 
 
 def test_a_plan_of_another_graph_raises(two_layers) -> None:
-    graph, plan = two_layers
+    _, plan = two_layers
     other = capture(nn.Sequential(nn.Conv1d(4, 4, 1)), torch.randn(2, 4, 4))
     for stage in (lambda: observe(other, plan, []), lambda: choose_params(other, plan, {})):
         with pytest.raises(
@@ -287,7 +287,7 @@ def test_a_weight_with_nan_names_the_site(two_layers) -> None:
     graph, plan = two_layers
     with torch.no_grad():
         graph.module.get_submodule("2").weight[0, 0] = torch.nan
-    stats = {name: histogram for name, histogram in observe(graph, plan, [torch.randn(3, 4)]).items()}
+    stats = dict(observe(graph, plan, [torch.randn(3, 4)]))
     with pytest.raises(QuantizationError, match=r"^2\.weight: "):
         choose_params(graph, plan, stats)
 

@@ -92,6 +92,13 @@ def test_star_arguments(assert_same) -> None:
     assert_same(model, graph, tuple(batch(5) for _ in range(4)))
 
 
+def test_one_tensor_given_for_two_inputs_does_not_make_them_one(network, assert_same) -> None:
+    x = torch.randn(2, 4)
+    model = network(lambda s, a, b: s.a(a) - 2 * b, a=nn.Linear(4, 4))
+    graph = capture(model, (x, x))
+    assert_same(model, graph, (torch.randn(3, 4), torch.randn(3, 4)))
+
+
 def test_named_tuple_outputs(assert_same) -> None:
     class Pair(NamedTuple):
         first: torch.Tensor
@@ -396,7 +403,7 @@ def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(
     models = {
         "residual": (basic_block(), torch.randn(2, 4, 6, 6)),
         "transformer": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)),
-        "recurrent": (nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True), torch.randn(2, 3, 4)),
+        "recurrent": (nn.GRU(4, 5, 2, batch_first=True), torch.randn(2, 2, 4)),
         "norm": (
             nn.Sequential(
                 nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)), trained(nn.BatchNorm1d(4)), nn.Dropout()

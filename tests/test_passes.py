@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from octavo.network.edit import layer_of
 from octavo.network.graph import capture
 
 CONVOLUTIONS = {
@@ -79,13 +80,6 @@ def test_norm_folds_into_a_parametrized_convolution_through_dropout(trained, ass
     assert_same(model, graph, torch.randn(7, 3, 6, 6))
 
 
-class Shared(nn.Module):
-    def __init__(self, norm, other=None):
-        super().__init__()
-        self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.second = norm, other
-
-
 STAYS = {
     "norm before the convolution": (lambda s, x: s.conv(s.norm(x)), 1),
     "two readers of the convolution": (lambda s, x: s.norm(s.conv(x)) + s.conv(x).relu() + 0 * s.conv(x), 1),
@@ -102,13 +96,21 @@ STAYS = {
 }
 
 
-@pytest.mark.parametrize("case", STAYS)
-def test_norm_stays_where_folding_would_change_something_else(case, network, trained, assert_same) -> None:
-    forward, left = STAYS[case]
-    children = {"conv": nn.Conv2d(3, 3, 3, padding=1), "other": nn.Conv2d(3, 3, 3, padding=1)}
-    model = network(forward, norm=trained(nn.BatchNorm2d(3)), second=trained(nn.BatchNorm2d(3)), **children)
+def test_norm_stays_where_folding_would_change_something_else(network, trained, assert_same) -> None:
+    check_cases(STAYS, network, trained, assert_same)
+
+
+def check_cases(cases, network, trained, assert_same) -> None:
+    """Capture a network of all cases at once; each has so many norms left, and the same outputs."""
+    branches = nn.ModuleList()
+    for forward, _ in cases.values():
+        layers = {name: nn.Conv2d(3, 3, 3, padding=1) for name in ("conv", "other")}
+        branches.append(network(forward, **layers, norm=trained(nn.BatchNorm2d(3)), second=trained(nn.BatchNorm2d(3))))
+    model = network(lambda s, x: [branch(x) for branch in s.branches], branches=branches)
     graph = capture(model, torch.randn(1, 3, 5, 5))
-    assert norms_left(graph) == left
+    kept = [layer_of(node) for node in graph.module.graph.nodes if "batch_norm" in str(node.target)]
+    counted = {case: sum(name.startswith(f"branches.{i}.") for name in kept) for i, case in enumerate(cases)}
+    assert counted == {case: left for case, (_, left) in cases.items()}
     assert_same(model, graph, torch.randn(7, 3, 5, 5))
 
 
@@ -138,13 +140,8 @@ FOLDS = {
 }
 
 
-@pytest.mark.parametrize("case", FOLDS)
-def test_norm_folds_beside_shared_parameters(case, network, trained, assert_same) -> None:
-    children = {"conv": nn.Conv2d(3, 3, 3, padding=1), "other": nn.Conv2d(3, 3, 3, padding=1)}
-    model = network(FOLDS[case], norm=trained(nn.BatchNorm2d(3)), second=trained(nn.BatchNorm2d(3)), **children)
-    graph = capture(model, torch.randn(1, 3, 5, 5))
-    assert norms_left(graph) == 0
-    assert_same(model, graph, torch.randn(7, 3, 5, 5))
+def test_norm_folds_beside_shared_parameters(network, trained, assert_same) -> None:
+    check_cases({case: (forward, 0) for case, forward in FOLDS.items()}, network, trained, assert_same)
 
 
 def test_norms_without_running_statistics_stay(assert_same) -> None:

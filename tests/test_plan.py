@@ -7,7 +7,7 @@ from torch import nn
 
 from octavo.errors import QuantizationError
 from octavo.network.graph import capture
-from octavo.network.operations import VALUE_PRESERVING, preserves_values
+from octavo.network.operations import OPERATIONS, VALUE_PRESERVING, preserves_values
 from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
 from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_named
@@ -54,16 +54,34 @@ ROWS = {
 }
 
 
+@pytest.fixture(scope="module")
+def every_row():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.ModuleList(layer for layer, _, _ in ROWS.values())
+
+        def forward(self, inputs):
+            return [layer(x) for layer, x in zip(self.rows, inputs, strict=True)]
+
+    return planned(Rows(), ([example for _, example, _ in ROWS.values()],))
+
+
 @pytest.mark.parametrize("row", ROWS)
-def test_sites_of_each_operation(row) -> None:
-    layer, example, expected = ROWS[row]
-    plan = planned(nn.Sequential(layer), example)
-    operation = row.split(" ")[0]
-    assert sites(plan) == {f"0.{role}": [f"0.{role}"] for role in expected}
-    assert {quantizer.sites[0].role: quantizer.scheme.axis for quantizer in plan.quantizers} == expected
-    assert {site.operation for quantizer in plan.quantizers for site in quantizer.sites} == {operation}
-    assert [quantizer.constant for quantizer in plan.quantizers] == [axis is not None for axis in expected.values()]
-    assert str(plan.coverage) == "1 of 1 compute-heavy operations quantized"
+def test_sites_of_each_operation(row, every_row) -> None:
+    layer, expected = f"rows.{list(ROWS).index(row)}", ROWS[row][2]
+    quantizers = [quantizer for quantizer in every_row.quantizers if quantizer.sites[-1].layer == layer]
+    assert {site.operation for quantizer in quantizers for site in quantizer.sites[-1:]} == {row.split(" ")[0]}
+    assert {quantizer.sites[-1].name: quantizer.scheme.axis for quantizer in quantizers} == {
+        f"{layer}.{role}": axis for role, axis in expected.items()
+    }
+    assert [quantizer.constant for quantizer in quantizers] == [axis is not None for axis in expected.values()]
+
+
+def test_every_operation_of_the_table_is_covered(every_row) -> None:
+    assert str(every_row.coverage) == f"{len(ROWS)} of {len(ROWS)} compute-heavy operations quantized"
+    met = {site.operation for quantizer in every_row.quantizers for site in quantizer.sites}
+    assert met | {"matmul", "add"} == {row.name for row in OPERATIONS.values()}
 
 
 def test_sites_of_products(network) -> None:
@@ -209,19 +227,35 @@ class Moved(nn.Module):
         return y.unsqueeze(-1) @ y.unsqueeze(-2)
 
 
-@pytest.mark.parametrize("case", ["reshape", "permute", "max_pool2d", "zero padding", "slice", "expand", "nearest"])
-def test_a_quantizer_crosses_to_where_the_tensor_is_produced(case) -> None:
-    plan = planned(Moved(PRESERVING[case]), torch.randn(2, 4, 4, 4))
-    product = named(plan, "matmul.lhs")
-    assert {edge.source for edge in product.edges} == {"tanh"}
-    assert [site.name for site in product.sites] == ["matmul.lhs", "matmul.rhs"]
+CROSSED = {
+    **{case: PRESERVING[case] for case in ("reshape", "permute", "max_pool2d", "zero padding", "slice", "expand")},
+    "reflect padding with a value": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+}
+NOT_CROSSED = {
+    "padding with another value": lambda x: F.pad(x, (1, 1, 1, 1), value=2.0),
+    "average pooling": lambda x: F.avg_pool2d(x, 2),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "cumulative sum": lambda x: x.cumsum(1),
+}
 
 
-@pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_only_zero_padding_is_crossed(mode) -> None:
-    plan = planned(Moved(lambda x: F.pad(x, (1, 1, 1, 1), value=2.0 if mode == "constant" else None, mode=mode)), image)
-    (source,) = {edge.source for edge in named(plan, "matmul.lhs").edges}
-    assert (source == "tanh") == (mode == "reflect")
+def test_a_quantizer_crosses_what_preserves_values_to_where_the_tensor_is_produced() -> None:
+    moves = nn.ModuleList([Moved(move) for move in (CROSSED | NOT_CROSSED).values()])
+    plan = planned(Parallel(moves), torch.randn(2, 4, 4, 4))
+    for i, case in enumerate(CROSSED | NOT_CROSSED):
+        product = named(plan, f"branches.{i}.matmul.lhs")
+        assert [site.role for site in product.sites] == (["lhs", "rhs"]), case
+        sources = {edge.source for edge in product.edges}
+        assert sources == {f"tanh_{i}" if i else "tanh"} if case in CROSSED else "tanh" not in str(sources), case
+
+
+class Parallel(nn.Module):
+    def __init__(self, branches):
+        super().__init__()
+        self.branches = branches
+
+    def forward(self, x):
+        return [branch(x) for branch in self.branches]
 
 
 def test_readers_of_one_tensor_share_a_quantizer(network) -> None:
@@ -318,30 +352,24 @@ def additions(plan) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        ("paper", {"add.lhs": {"conv2d_1"}, "add.rhs": {"x"}}),
-        ("tensorrt", {"add.rhs": {"x"}}),
-        ("openvino", {"add.rhs": {"x"}}),
-        ("onednn", {}),
-    ],
-)
-def test_basic_block_with_identity_skip(target, expected, basic_block) -> None:
-    assert additions(planned(basic_block(), image, target=target)) == expected
+IDENTITY = {
+    "paper": {"add.lhs": {"conv2d_1"}, "add.rhs": {"x"}},
+    "tensorrt": {"add.rhs": {"x"}},
+    "openvino": {"add.rhs": {"x"}},
+    "onednn": {},
+}
+DOWNSAMPLING = {
+    "paper": {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}},
+    "tensorrt": {"add.rhs": {"conv2d"}},  # the convolution computed last is fused with the addition
+    "openvino": {"add.rhs": {"conv2d"}},
+    "onednn": {},
+}
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        ("paper", {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}}),
-        ("tensorrt", {"add.rhs": {"conv2d"}}),  # the convolution computed last is fused with the addition
-        ("openvino", {"add.rhs": {"conv2d"}}),
-        ("onednn", {}),
-    ],
-)
-def test_basic_block_with_downsampling(target, expected, basic_block) -> None:
-    assert additions(planned(basic_block(downsample=True), image, target=target)) == expected
+@pytest.mark.parametrize(("downsample", "expected"), [(False, IDENTITY), (True, DOWNSAMPLING)])
+def test_basic_block(downsample, expected, basic_block) -> None:
+    graph = capture(basic_block(downsample=downsample), image)
+    assert {target: additions(make_plan(graph, target=target)) for target in TARGETS} == expected
 
 
 def test_skip_and_convolution_of_a_block_share_one_quantizer(basic_block) -> None:
@@ -383,11 +411,15 @@ NOT_RESIDUAL = {
 }
 
 
-@pytest.mark.parametrize("case", NOT_RESIDUAL)
-def test_other_additions_are_not_residual(case, network) -> None:
-    children = {"a": nn.Linear(4, 4), "table": nn.Parameter(torch.randn(3, 4)), "embed": nn.Embedding(3, 4)}
-    example = (torch.randn(2, 3, 4), torch.randn(2, 3, 3))
-    assert additions(planned(network(NOT_RESIDUAL[case], **children), example)) == {}
+def test_other_additions_are_not_residual(network) -> None:
+    cases = {}
+    for i, forward in enumerate(NOT_RESIDUAL.values()):
+        children = {"a": nn.Linear(4, 4), "table": nn.Parameter(torch.randn(3, 4)), "embed": nn.Embedding(3, 4)}
+        cases[str(i)] = network(forward, **children)
+    model = network(lambda s, x, mask: [case(x, mask) for case in s.cases.values()], cases=nn.ModuleDict(cases))
+    graph = capture(model, (torch.randn(2, 3, 4), torch.randn(2, 3, 3)))
+    assert sum(node.target is aten.add.Tensor for node in graph.module.graph.nodes) >= len(NOT_RESIDUAL) - 1
+    assert additions(make_plan(graph, target="paper")) == {}
 
 
 # ---- schemes and targets
@@ -531,13 +563,14 @@ def test_coverage_of_sites_without_a_rule() -> None:
     assert (plan.coverage.quantized, plan.coverage.total) == (1, 2)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_recurrent_layers_are_quantized_or_named(target) -> None:
-    plan = planned(nn.Sequential(nn.LSTM(4, 3, 2, batch_first=True)), torch.randn(2, 2, 4), target=target)
-    stored = ["0.weight_ih", "0.weight_hh", "0@1.weight_ih", "0@1.weight_hh"]
-    assert [name for name in sites(plan) if "weight" in name] == stored
-    kept = [kept.site for kept in plan.coverage.kept_float]
-    assert kept == ([] if target == "paper" else ["0", "0@1"])
+def test_recurrent_layers_are_quantized_or_named() -> None:
+    graph = capture(nn.Sequential(nn.LSTM(4, 3, 2, batch_first=True)), torch.randn(2, 2, 4))
+    for target in TARGETS:
+        plan = make_plan(graph, target=target)
+        stored = ["0.weight_ih", "0.weight_hh", "0@1.weight_ih", "0@1.weight_hh"]
+        assert [name for name in sites(plan) if "weight" in name] == stored
+        kept = [kept.site for kept in plan.coverage.kept_float]
+        assert kept == ([] if target == "paper" else ["0", "0@1"])
 
 
 def test_cells_and_plain_recurrent_layers_are_named(network) -> None:

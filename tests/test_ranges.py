@@ -280,10 +280,10 @@ def test_entropy_clips_more_with_fewer_bits() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_entropy_clips_few_values_even_with_few_integers(bits: int) -> None:
-    """All that is clipped falls into one bin of P; spread over the outermost integer, half of a bell would be clipped."""
+    """All that is clipped falls into one bin of P; spread over the outermost integer it would be a third of a bell."""
     x = normal()
     high = entropy(histogram_of(x), Scheme(bits=bits))[1]
-    assert float((x.abs() > high).float().mean()) < 0.002
+    assert float((x.abs() > high).float().mean()) < 0.02
 
 
 def test_zeros_do_not_move_entropy() -> None:

@@ -12,6 +12,7 @@ from octavo.engines import reference
 from octavo.engines.reference import Integers, Quantize, accumulate, compile_reference
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.graph import capture
 from octavo.network.operations import operation
 from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
@@ -30,7 +31,7 @@ def spread(size, parts):
 
 
 def convolve(x, w, stride, padding, dilation, groups):
-    """Any number of spatial axes, in plain Python integers; x [N, C, …], w [K, C/groups, …] as nested lists' tensors."""
+    """Any number of spatial axes, in plain Python integers; x [N, C, …], w [K, C/groups, …]."""
     space = x.ndim - 2
     stride, padding, dilation = (spread(option, space) for option in (stride, padding, dilation))
     out = [
@@ -184,18 +185,34 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_one_layer_agrees_with_the_simulation(layer, calibrated) -> None:
+@pytest.fixture(scope="module")
+def every_layer():
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layer for layer, _ in LAYERS.values())
+
+        def forward(self, inputs):
+            return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+
+    return capture(Layers(), (example_of_each(2),))
+
+
+def example_of_each(n: int) -> list[torch.Tensor]:
+    return [torch.randn(n, *shape) + 1.0 for _, shape in LAYERS.values()]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_layer_agrees_with_the_simulation(scheme, every_layer) -> None:
     """To the rounding of float32 sums: 16 units in the last place of the largest output."""
-    module, shape = LAYERS[layer]
-    graph, _ = calibrated(nn.Sequential(module), torch.randn(4, *shape))
-    for rules in SCHEMES.values():
-        params = recalibrated(graph, torch.randn(4, *shape) + 1.0, [*rules, Rule()])
-        engine, simulation = compile_reference(graph, params), simulate(graph, params)
-        x = aligned(2 * torch.randn(3, *shape) + 1.0, params.values["0.input"])
-        want, have = simulation(x).detach(), engine(x)
+    params = recalibrated(every_layer, (example_of_each(4),), [*SCHEMES[scheme], Rule()])
+    x = [aligned(2 * x, params.values[f"layers.{i}.input"]) for i, x in enumerate(example_of_each(3))]
+    with torch.no_grad():
+        wanted, found = simulate(every_layer, params)(x), compile_reference(every_layer, params)(x)
+    for layer, want, have in zip(LAYERS, wanted, found, strict=True):
         assert have.dtype == torch.float32
-        torch.testing.assert_close(have, want, rtol=0, atol=16 * 2**-23 * float(want.abs().max()))
+        atol = 16 * 2**-23 * float(want.abs().max())
+        torch.testing.assert_close(have, want, rtol=0, atol=atol, msg=lambda text, layer=layer: f"{layer}: {text}")
 
 
 def recalibrated(graph, data, rules, target="paper"):

@@ -75,8 +75,8 @@ def test_an_unused_rule_raises_and_shows_the_layers_there_are() -> None:
     with pytest.raises(QuantizationError) as caught:
         decide(sites, [Rule("nope", operation="linear", skip=True), Rule("*")])
     assert str(caught.value) == (
-        "asked to apply Rule('nope', operation='linear', skip=True), but it matches none of the 8 sites (layers layer0, "
-        "layer1, layer2, layer3, layer4, layer5, …); correct its pattern."
+        "asked to apply Rule('nope', operation='linear', skip=True), but it matches none of the 8 sites (layers "
+        "layer0, layer1, layer2, layer3, layer4, layer5, …); correct its pattern."
     )
 
 

@@ -7,9 +7,8 @@ compute on integers what lies between them; what they do not fuse they compute i
 """
 
 import logging
-import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any
@@ -21,10 +20,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.traceback import preserve_node_meta
 from torch.onnx.errors import OnnxExporterError
-from torch.utils._pytree import MappingKey, SequenceKey, TreeSpec, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.onnx_operators import OPSET, Activation, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
+from octavo.engines.signature import output_nodes, signature_of, tree_info
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
@@ -43,8 +43,9 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     """
     module = _with_onnx_operators(graph, params)
     _annotate_layers(module, params)
+    _return_tensors(module)
     exported = _exported_again(graph, module)
-    model = _translated(exported, _input_names(graph), _output_names(graph))
+    model = _translated(graph, exported)
     _name_layers(model, exported)
     _drop_traces(model)
     if path is not None:
@@ -85,15 +86,34 @@ def _annotate_layers(module: GraphModule, params: Params | None) -> None:
             node.meta["custom"] = {"layer": layers[node.name]}
 
 
+def _return_tensors(module: GraphModule) -> None:
+    """Let `module` return its distinct output tensors, without None and repetitions: those ONNX cannot say."""
+    (output,) = module.graph.find_nodes(op="output")
+    outputs = tuple(output_nodes(module))
+    output.args = (outputs,)
+    info = tree_info(module)
+    tree_info_of_tuple = info._replace(out_spec=tree_structure(outputs))
+    module.graph.set_codegen(type(module.graph._codegen)(tree_info_of_tuple))
+    module._out_spec = tree_info_of_tuple.out_spec
+
+
 def _exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
     """`module` traced with the sizes dynamic that are so in the graph."""
-    spec = _tree_info(graph.module).in_spec
-    sizes = [_dynamic_sizes(node) for node in graph.module.graph.nodes if node.op == "placeholder"]
-    args, kwargs = tree_unflatten(sizes, spec)
-    shapes = dict(zip(_tree_info(graph.module).orig_args, (*args, *kwargs.values()), strict=True))
+    shapes = _by_argument(graph, [_dynamic_sizes(node) for node in _inputs(graph)])
     with warnings.catch_warnings(), preserve_node_meta():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         return torch.export.export(module, graph.example_args, graph.example_kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _inputs(graph: Graph) -> list[Node]:
+    return list(graph.module.graph.find_nodes(op="placeholder"))
+
+
+def _by_argument(graph: Graph, leaves: list[Any]) -> dict[str, Any]:
+    """One value for each input, in the structure of the arguments of forward."""
+    info = tree_info(graph.module)
+    args, kwargs = tree_unflatten(leaves, info.in_spec)
+    return dict(zip(info.orig_args, (*args, *kwargs.values()), strict=True))
 
 
 def _dynamic_sizes(placeholder: Node) -> dict[int, Any] | None:
@@ -103,11 +123,31 @@ def _dynamic_sizes(placeholder: Node) -> dict[int, Any] | None:
     return {axis: Dim.AUTO for axis, size in enumerate(val.shape) if isinstance(size, torch.SymInt)}
 
 
-def _translated(exported: ExportedProgram, inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+def _names_of_sizes(graph: Graph) -> list[dict[int, str] | None]:
+    """For each input {axis: name}: "batch" for the first dynamic size of an axis 0, "x_axis1" for axis 1 of x."""
+    names: dict[str, str] = {}
+    sizes: list[dict[int, str] | None] = []
+    for node in _inputs(graph):
+        dynamic = _dynamic_sizes(node)
+        for axis in dynamic or ():
+            name = "batch" if axis == 0 and "batch" not in names.values() else f"{node.target}_axis{axis}"
+            names.setdefault(str(node.meta["val"].shape[axis]), name)
+        sizes.append(dynamic and {axis: names[str(node.meta["val"].shape[axis])] for axis in dynamic})
+    return sizes
+
+
+def _translated(graph: Graph, exported: ExportedProgram) -> onnx.ModelProto:
+    signature = signature_of(graph)
     try:
         with _quiet():
             program = torch.onnx.export(
-                exported, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
+                exported,
+                input_names=[str(node.target) for node in _inputs(graph)],
+                output_names=signature.tensors,
+                dynamic_shapes=_by_argument(graph, _names_of_sizes(graph)),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
             )
     except OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -134,46 +174,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _tree_info(module: GraphModule) -> Any:
-    """How the module's inputs and outputs are put together: orig_args, in_spec, out_spec."""
-    codegen: Any = module.graph._codegen
-    return codegen.pytree_info
-
-
-def _input_names(graph: Graph) -> list[str]:
-    return [str(node.target) for node in graph.module.graph.nodes if node.op == "placeholder"]
-
-
-def _output_names(graph: Graph) -> list[str]:
-    """One name for every tensor that the model returns; never that of an input."""
-    spec: TreeSpec = _tree_info(graph.module).out_spec
-    leaves, _ = tree_flatten_with_path(tree_unflatten(range(spec.num_leaves), spec))
-    names = ["_".join(["output"] * (not _has_key(path)) + [_label(key) for key in path]) for path, _ in leaves]
-    taken = set(_input_names(graph))
-    return [f"{name}_output" if name in taken else name for name in names]
-
-
-def _has_key(path: tuple[Any, ...]) -> bool:
-    return any(isinstance(key, MappingKey) for key in path[:1])
-
-
-def _label(key: Any) -> str:
-    if isinstance(key, MappingKey):
-        return str(key.key)
-    return str(key.idx) if isinstance(key, SequenceKey) else str(key).strip(".")
-
-
 def _name_layers(model: onnx.ModelProto, exported: ExportedProgram) -> None:
-    """Name the ONNX operation of every quantized operation after the user's layer."""
+    """Name the ONNX node of every quantized operation after the user's layer; a bias that is added after it is another."""
     layers = {node.name: node.meta["custom"]["layer"] for node in exported.graph.nodes if _is_annotated(node)}
+    named: set[str] = set()
     for node in model.graph.node:
         origin = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.fx_node"), "")
         layer = layers.get(origin.partition(" ")[0].removeprefix("%"))
-        if layer is not None and node.op_type in _COMPUTE_HEAVY:
+        if layer is not None and layer not in named and node.op_type in _COMPUTE_HEAVY:
             node.name = layer
+            named.add(layer)
 
 
-_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "LSTM", "GRU"}
+_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add"}
 
 
 def _is_annotated(node: Node) -> bool:

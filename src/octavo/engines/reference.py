@@ -151,6 +151,7 @@ def _linear(operation: Any, x: Integers, weight: Integers, bias: Tensor | None =
 def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tensor | None) -> Tensor:
     """Each block of inputs has its own scales [outputs]: one integer product a block, summed after rescaling."""
     block, axis = weight.params.scheme.block, weight.params.scheme.axis
+    assert block is not None
     if axis not in (1, -1):
         raise QuantizationError(
             asked=f"execute a linear whose weight has blocks along axis {axis}",
@@ -158,8 +159,8 @@ def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tenso
             remedy="give the weight Scheme(axis=1, block=…)",
         )
     out = torch.zeros((), device=x.centred.device)
-    parts = zip(x.centred.split(block, -1), weight.centred.split(block, 1), weight.params.scale.unbind(1), strict=True)
-    for lhs, rhs, scale in parts:
+    blocks = (torch.split(x.centred, block, -1), torch.split(weight.centred, block, 1))
+    for lhs, rhs, scale in zip(*blocks, weight.params.scale.unbind(1), strict=True):
         out = out + rescale(accumulate(operation, lhs, rhs), x.params.scale * scale, None)
     return out if bias is None else out + bias
 

@@ -100,8 +100,8 @@ def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str 
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
     by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
-    raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or one that
-            saw nothing, and for a weight or range that its scheme cannot represent
+    raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or an
+            empty one, and for a weight or range that its scheme cannot represent
     """
     check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by

@@ -25,7 +25,7 @@ def copy_module(module: GraphModule, *, own_parameters: bool = True) -> GraphMod
 
 
 def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:
-    """The new node `operator(*args, **kwargs)`, placed before `like`, in the layer of `like`, with its shape inferred."""
+    """The new node `operator(*args, **kwargs)`, before `like` and in its layer; its shape is inferred."""
     fake_args, fake_kwargs = map_arg((args, kwargs), value)
     with _fake_mode(like.graph), torch.no_grad():
         val = operator(*fake_args, **fake_kwargs)
@@ -33,7 +33,7 @@ def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:
 
 
 def emit_as(like: Node, val: Any, operator: Operator, *args: Any, **kwargs: Any) -> Node:
-    """The new node `operator(*args, **kwargs)`, placed before `like`, in the layer of `like`; it is known to return `val`."""
+    """The new node `operator(*args, **kwargs)`, before `like` and in its layer; it is known to return `val`."""
     with like.graph.inserting_before(like):
         node = like.graph.call_function(operator, args, kwargs)
     node.meta.update({key: like.meta[key] for key in PROVENANCE if key in like.meta})

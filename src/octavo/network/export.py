@@ -89,7 +89,7 @@ def _dynamic_shapes(
         return {axis: Dim.AUTO for axis in axes if axis < leaf.ndim}
 
     signature = inspect.signature(model.forward)
-    remedy = "give a tensor, a tuple of positional inputs or a dict of keyword inputs; wrap a dict that is one input: (inputs,)"
+    remedy = "give a tensor, a tuple of positional inputs or a dict of keyword inputs; (inputs,) for a dict that is one"
     try:
         bound = signature.bind(*args, **kwargs)
         for name, parameter in signature.parameters.items():

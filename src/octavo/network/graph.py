@@ -14,10 +14,11 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
+from octavo.network.batch_norm import fold_batch_norm
 from octavo.network.canonical import to_matmul
 from octavo.network.edit import copy_module
 from octavo.network.export import check_dynamic, export, private_copy
-from octavo.network.passes import drop_effects, fold_batch_norm, fold_constant_weights, loosen_views, remove_identities
+from octavo.network.passes import drop_effects, fold_constant_weights, loosen_views, remove_identities
 from octavo.network.recurrent import split_recurrent
 
 Pass = Callable[[GraphModule], None]
@@ -62,7 +63,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,
     raises        QuantizationError naming the line of the user's module that cannot be exported
     """
     args, kwargs = call_arguments(example)
-    args, kwargs = tree_map(lambda leaf: _widened(leaf, dynamic_axes), (args, kwargs))
+    args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
     for run in PASSES.values():
         run(module)
@@ -73,7 +74,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,
 
 
 def call_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) for a batch: a mapping gives keyword inputs, a tuple or list positional ones, all else one input."""
+    """(args, kwargs) for a batch: a mapping gives keyword inputs, a tuple or list positional ones, all else is one."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, tuple | list):
@@ -140,10 +141,14 @@ def _invariant_broken(site: str, seen: str) -> None:
     )
 
 
-def _widened(leaf: Any, axes: Sequence[int]) -> Any:
-    """`leaf` with every dynamic axis of size 1 repeated to 2: torch.export takes a size of 1 for a constant."""
+def _example_input(leaf: Any, axes: Sequence[int]) -> Any:
+    """`leaf` as torch.export needs it: it takes a size of 1 for a constant, and one tensor given twice for one input.
+
+    So every dynamic axis of size 1 is repeated to 2, and every tensor is a copy of its own.
+    """
     if not isinstance(leaf, Tensor):
         return leaf
+    leaf = leaf.detach().clone()
     for axis in axes:
         if axis < leaf.ndim and leaf.shape[axis] == 1:
             leaf = leaf.repeat_interleave(2, dim=axis)

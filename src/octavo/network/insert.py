@@ -1,4 +1,4 @@
-"""Insertion: one module at every quantizer of a graph. Observing, simulating and exporting differ only in the module."""
+"""Insertion: a module at every quantizer of a graph. Observing, simulating and exporting differ only in the module."""
 
 from collections.abc import Callable
 

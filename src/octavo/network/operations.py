@@ -1,4 +1,4 @@
-"""The tables of operations: which inputs are quantized, what moves a tensor without changing it, what cannot be negative.
+"""The tables of operations: which inputs are quantized, what moves a tensor unchanged, what cannot be negative.
 
 A new operation is a new row.
 """
@@ -157,7 +157,7 @@ def preserves_values(node: Node) -> bool:
     if node.op != "call_function" or node.target not in VALUE_PRESERVING:
         return False
     if node.target is aten.constant_pad_nd.default:
-        return (node.args[2] if len(node.args) > 2 else 0) == 0
+        return bool(len(node.args) < 3 or node.args[2] == 0)
     if node.target is aten.pad.default:
         mode = node.args[2] if len(node.args) > 2 else "constant"
         fill = node.args[3] if len(node.args) > 3 else None

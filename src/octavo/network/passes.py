@@ -3,15 +3,13 @@
 Each takes a graph module and edits it in place. `graph.PASSES` names them in order.
 """
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
-from octavo.network.edit import attribute, emit, emit_parameter, is_constant, replace, shape, value
+from octavo.network.edit import attribute, emit_parameter, is_constant, replace, value
 
 aten = torch.ops.aten
 
@@ -53,7 +51,7 @@ def remove_identities(module: GraphModule) -> None:
         if node.op == "call_function" and _is_identity(node):
             replace(node, node.args[-1] if node.target is aten.copy.default else node.args[0])
     module.graph.eliminate_dead_code()
-    _drop_unread(module)
+    drop_unread(module)
 
 
 def _is_identity(node: Node) -> bool:
@@ -62,8 +60,9 @@ def _is_identity(node: Node) -> bool:
     if node.target in _COPIES:
         return _same_kind(node, node.args[0])
     if node.target is aten.slice.Tensor:
-        _, _, start, end, step = (*node.args, *(0, 0, None, None, 1)[len(node.args) :])
-        return start in (0, None) and end in (_END, None) and step == 1
+        given: list[Any] = list(node.args[2:])
+        start, end, step = given + [None, None, 1][len(given) :]
+        return start in (0, None) and end in (_END, None) and bool(step == 1)
     if node.target in (aten.expand.default, aten.to.dtype, aten._to_copy.default):
         return _same_kind(node, node.args[0])
     return False
@@ -92,7 +91,7 @@ def fold_constant_weights(module: GraphModule) -> None:
                     folded[source] = _evaluate(module, source)
                 node.replace_input_with(source, folded[source])
     module.graph.eliminate_dead_code()
-    _drop_unread(module)
+    drop_unread(module)
 
 
 _WEIGHT_READERS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default}
@@ -143,120 +142,11 @@ def _evaluate(module: GraphModule, node: Node) -> Node:
     return emit_parameter(module, node, name, weight)
 
 
-def fold_batch_norm(module: GraphModule) -> None:
-    """Fold each batch-norm into the convolution or linear before it: w' = w·γ/√(σ²+ε), b' = (b−μ)·γ/√(σ²+ε) + β.
-
-    A layer that is called several times is folded once, if every call is followed by the same batch-norm. Batch-norms
-    with nothing to fold into stay, in evaluation mode.
-    """
-    calls: dict[tuple[Any, ...], list[tuple[Node, Node]]] = {}
-    for node in list(module.graph.nodes):
-        norm = _as_batch_norm(node)
-        if norm is not None:
-            layer = norm.args[0]
-            if _foldable(layer):
-                key = (*map(_parameter_name, (*layer.args[1:3], *norm.args[1:5])), norm.args[7])
-                calls.setdefault(key, []).append((layer, norm))
-    for pairs in calls.values():
-        weight = pairs[0][0].args[1]
-        assert isinstance(weight, Node)
-        if _readers(module, weight) == {layer for layer, _ in pairs}:
-            _fold(module, pairs)
-    module.graph.eliminate_dead_code()
-    _drop_unread(module)
-
-
-def _as_batch_norm(node: Node) -> Node | None:
-    """`node` as aten.batch_norm in evaluation mode, rewritten from the functional form that torch.export gives."""
-    if node.target is aten.batch_norm.default:
-        return None if node.args[5] else node
-    if node.target is not aten._native_batch_norm_legit_no_training.default:
-        return None
-    x, weight, bias, mean, variance, momentum, epsilon = node.args
-    norm = emit(node, aten.batch_norm.default, x, weight, bias, mean, variance, False, momentum, epsilon, False)
-    for reader in list(node.users):
-        assert reader.target is operator.getitem
-        assert reader.args[1] == 0
-        replace(reader, norm)
-    node.graph.erase_node(node)
-    return norm
-
-
-def _foldable(layer: Any) -> bool:
-    if not isinstance(layer, Node) or len(layer.users) != 1 or not is_constant(layer.args[1] if layer.args else None):
-        return False
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if bias is not None and not is_constant(bias):
-        return False
-    if layer.target is aten.linear.default:  # of [N, C] only: in [N, L, C] batch-norm's axis 1 is not the channel
-        return len(shape(layer)) == 2
-    return layer.target in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
-
-
-def _parameter_name(argument: Any) -> str | None:
-    return str(argument.target) if isinstance(argument, Node) else None
-
-
-def _readers(module: GraphModule, weight: Node) -> set[Node]:
-    """Every node that reads the same parameter, through whichever `get_attr` node."""
-    return {u for node in module.graph.nodes if node.op == "get_attr" and node.target == weight.target for u in node.users}
-
-
-def _fold(module: GraphModule, pairs: list[tuple[Node, Node]]) -> None:
-    layer, norm = pairs[0]
-    weight_node, bias_node = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    assert isinstance(weight_node, Node)
-    weight, bias = _folded(module, layer, norm)
-    owner_path, _, leaf = str(weight_node.target).rpartition(".")
-    bias_name = f"{owner_path}.bias" if owner_path else "bias"
-    if isinstance(bias_node, Node):
-        bias_name = str(bias_node.target)
-        if _readers(module, bias_node) == {call for call, _ in pairs}:  # else emit_parameter finds a free name
-            bias_owner, _, bias_leaf = bias_name.rpartition(".")
-            delattr(module.get_submodule(bias_owner), bias_leaf)
-    setattr(module.get_submodule(owner_path), leaf, weight)
-    bias_read = emit_parameter(module, next(iter(module.graph.nodes)), bias_name, bias)
-    for call, call_norm in pairs:
-        call.args = (*call.args[:2], bias_read, *call.args[3:])
-        replace(call_norm, call)
-
-
-def _folded(module: GraphModule, layer: Node, norm: Node) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias of `layer` with `norm` in them, computed in float64."""
-    bias_node = layer.args[2] if len(layer.args) > 2 else None
-    bias, gain, shift, mean, variance = (
-        attribute(module, node).double() if isinstance(node, Node) else None for node in (bias_node, *norm.args[1:5])
-    )
-    assert isinstance(layer.args[1], Node)
-    assert mean is not None
-    assert variance is not None
-    weight, epsilon = attribute(module, layer.args[1]), norm.args[7]
-    assert isinstance(epsilon, float)
-    with torch.no_grad():
-        factor = torch.rsqrt(variance + epsilon)
-        factor = factor if gain is None else factor * gain
-        offset = (-mean if bias is None else bias - mean) * factor
-        offset = offset if shift is None else offset + shift
-        scaled = weight.double() * _along_outputs(layer, factor, weight)
-    trainable = weight.requires_grad
-    return nn.Parameter(scaled.to(weight.dtype), trainable), nn.Parameter(offset.to(weight.dtype), trainable)
-
-
-def _along_outputs(layer: Node, factor: Tensor, weight: Tensor) -> Tensor:
-    """`factor` [outputs], shaped to multiply `weight` along its output axis."""
-    if layer.target not in TRANSPOSED_CONVOLUTIONS:
-        return factor.reshape(-1, *[1] * (weight.ndim - 1))
-    # A transposed convolution's weight is [inputs, outputs/groups, ...]: each group of inputs has its own outputs.
-    groups = factor.numel() // weight.shape[1]
-    spread = factor.reshape(groups, 1, weight.shape[1]).expand(-1, weight.shape[0] // groups, -1)
-    return spread.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
-
-
-def _drop_unread(module: GraphModule) -> None:
+def drop_unread(module: GraphModule) -> None:
     """Forget parameters and buffers that no node reads any more."""
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    names = [name for name, _ in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))]
-    for name in names:
+    parameters, buffers = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    for name, _ in (*parameters, *buffers):
         if name not in read:
             path, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(path), leaf)

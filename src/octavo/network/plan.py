@@ -1,6 +1,6 @@
 """Placement: which tensors of a captured network are quantized, and by which scheme (Wu et al. 2020, §4).
 
-    operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced tensor, shared by all its readers
+operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced tensor, shared by all its readers
 """
 
 from collections import Counter
@@ -150,7 +150,9 @@ def _scheme(site: Site, operand: Operand, rule: Rule, target: Target) -> Scheme:
 
 
 def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[Quantizer, ...]:
-    reads = [Read(site=site, node=operand.node, source=operand.source, scheme=scheme) for site, operand, scheme in chosen]
+    reads = [
+        Read(site=site, node=operand.node, source=operand.source, scheme=scheme) for site, operand, scheme in chosen
+    ]
     quantizers = []
     for group in shared_reads(reads):
         scheme, constant = group.scheme, all(source.op == "get_attr" for source in group.sources)

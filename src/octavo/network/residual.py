@@ -31,7 +31,7 @@ def residual_operands(node: Node, branches: Literal["both", "skip", "none"]) -> 
 
 
 def is_residual(node: Node) -> bool:
-    """Whether `node` adds two activations of one shape that come from one tensor, one of them through a compute-heavy operation.
+    """Whether `node` adds two activations of one shape and one origin, of which a compute-heavy operation made one.
 
     Additions of masks and position tables (constants, or broadcast) are none: quantizing a mask of −10⁴ would destroy
     the scores beside it.

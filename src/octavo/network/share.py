@@ -83,7 +83,9 @@ def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:
     return key
 
 
-def _edges(source: Node, user: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]) -> Iterator[tuple[Node, Node]]:
+def _edges(
+    source: Node, user: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]
+) -> Iterator[tuple[Node, Node]]:
     """(where the tensor is produced, who reads it there): several for a concat."""
     if not _crossable(source, scheme, wanted):
         yield source, user
