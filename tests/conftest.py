@@ -73,7 +73,7 @@ def _network() -> type[Network]:
     return Network
 
 
-@pytest.fixture(name="basic_block")
+@pytest.fixture(name="basic_block", scope="session")
 def _basic_block() -> type[BasicBlock]:
     return BasicBlock
 

@@ -62,7 +62,7 @@ def test_einsums_that_are_one_product(network, assert_same) -> None:
 
     graph = capture(model, batch(1))
     assert heavy(graph) == ["aten.matmul.default"] * len(PRODUCTS)
-    assert_same(model, graph, batch(1), batch(2), batch(7))
+    assert_same(model, graph, batch(1), batch(7))
 
 
 WEIGHTED = ["bi,ij->bj", "bi,oi->bo", "bij,hjk->bhik", "bthd,hdo->bto", "bchw,oc->bohw", "bi,i->b", "bctv,vw->bctw"]
@@ -184,15 +184,15 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_with_masks(scale, network, assert_same) -> None:
+def test_attention_with_masks(network, assert_same) -> None:
     def forward(s, q, k, v, masks):
-        return {name: F.scaled_dot_product_attention(q, k, v, mask, scale=scale) for name, mask in masks.items()}
+        scaled = [F.scaled_dot_product_attention(q, k, v, mask, scale=0.3) for mask in masks.values()]
+        return scaled, [F.scaled_dot_product_attention(q, k, v, mask) for mask in masks.values()]
 
     model = network(forward)
     batches = [(*query_key_value(n), {name: make(n) for name, make in MASKS.items()}) for n in (1, 2, 7)]
     graph = capture(model, batches[0])
-    assert heavy(graph) == ["aten.matmul.default"] * 2 * len(MASKS)
+    assert heavy(graph) == ["aten.matmul.default"] * 4 * len(MASKS)
     assert not any("scaled_dot" in name for name in operations(graph))
     assert_same(model, graph, *batches)
 
@@ -233,9 +233,6 @@ ATTENTION_LAYERS = {
     "encoder, norm first, gelu": lambda: nn.TransformerEncoderLayer(
         16, 4, 32, batch_first=True, norm_first=True, activation="gelu"
     ),
-    "two encoders": lambda: nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2, enable_nested_tensor=False
-    ),
 }
 
 
@@ -256,17 +253,17 @@ def test_multi_head_attention(network, assert_same) -> None:
     widths = {"kdim": 6, "vdim": 5}
     layers = [
         nn.MultiheadAttention(16, 4, batch_first=True, **options)
-        for options in ({}, {"add_bias_kv": True}, {"bias": False}, widths)
+        for options in ({}, {"add_bias_kv": True, "bias": False}, widths)
     ]
 
     def forward(s, q, k, v):
-        alike = [layer(q, q, q, need_weights=weights) for layer in s.layers[:3] for weights in (True, False)]
-        return alike, s.layers[3](q, k, v, need_weights=False)
+        alike = [layer(q, q, q, need_weights=weights) for layer in s.layers[:2] for weights in (True, False)]
+        return alike, s.layers[2](q, k, v, need_weights=False)
 
     model = network(forward, layers=nn.ModuleList(layers))
     batches = [(torch.randn(n, 5, 16), torch.randn(n, 7, 6), torch.randn(n, 7, 5)) for n in (1, 2, 7)]
     graph = capture(model, batches[0])
-    assert heavy(graph).count("aten.matmul.default") == 2 * 7
+    assert heavy(graph).count("aten.matmul.default") == 2 * 5
     assert_same(model, graph, *batches)
 
 

@@ -327,8 +327,13 @@ def test_two_concats_of_one_tensor_tie_all_their_inputs(network) -> None:
     assert sites(plan)["a.input"] == ["a.input", "b.input"]
 
 
-def test_parts_of_a_packed_projection_have_ranges_of_their_own() -> None:
-    plan = planned(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8))
+@pytest.fixture(scope="module")
+def transformer():
+    return capture(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True), torch.randn(2, 3, 8))
+
+
+def test_parts_of_a_packed_projection_have_ranges_of_their_own(transformer) -> None:
+    plan = make_plan(transformer, target="paper")
     products = [name for name in sites(plan) if "matmul" in name]
     assert products == [f"self_attn.{product}.{role}" for product in ("matmul", "matmul@1") for role in ("lhs", "rhs")]
 
@@ -391,11 +396,23 @@ def test_mobilenet_inverted_residual(network, trained) -> None:
     assert additions(planned(model, image, target="openvino")) == {"add.lhs": {"inputs_0"}}
 
 
-def test_transformer_block() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
-    example = torch.randn(2, 3, 8)
-    assert list(additions(planned(layer, example))) == ["add.lhs", "add.rhs", "add@1.lhs", "add@1.rhs"]
-    assert additions(planned(layer, example, target="onednn")) == {}
+def test_transformer_block(transformer) -> None:
+    expected = {
+        "paper": ["add.lhs", "add.rhs", "add@1.lhs", "add@1.rhs"],
+        "openvino": [],  # a linear's sum goes to a layer-norm in float
+        "tensorrt": [],
+        "onednn": [],
+    }
+    assert {target: list(additions(make_plan(transformer, target=target))) for target in expected} == expected
+
+
+def test_a_convolution_fuses_with_the_addition_through_a_reshape_of_dynamic_size(network) -> None:
+    def forward(s, x):
+        tokens = x.tanh()
+        return tokens + s.conv(tokens.transpose(1, 2)).reshape(x.shape[0], 6, 4)
+
+    plan = planned(network(forward, conv=nn.Conv1d(4, 4, 1)), torch.randn(2, 6, 4), target="openvino")
+    assert list(additions(plan)) == ["add.lhs"]
 
 
 NOT_RESIDUAL = {

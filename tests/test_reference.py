@@ -229,18 +229,19 @@ def test_padding_is_real_zero_wherever_zero_point_lies(calibrated) -> None:
     torch.testing.assert_close(engine(torch.full((1, 1, 2, 2), 0.5)), torch.full((1, 1, 2, 2), 2.0), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("block", [1, 4, 16])
-def test_linear_in_blocks(block, calibrated) -> None:
+def test_linear_in_blocks() -> None:
     model = nn.Sequential(nn.Linear(16, 5))
     with torch.no_grad():
         model[0].weight[:, :4] *= 100
-    rules = [Rule(role="weight", scheme=Scheme(axis=1, block=block, bits=4)), Rule()]
-    graph, params = calibrated(model, torch.randn(4, 16), rules)
-    assert params.values["0.weight"].scale.shape == (5, 16 // block)
-    x = aligned(torch.randn(3, 16), params.values["0.input"])
-    want = simulate(graph, params)(x).detach()
-    have = compile_reference(graph, params)(x)
-    torch.testing.assert_close(have, want, rtol=0, atol=16 * 2**-23 * float(want.abs().max()))
+    graph = capture(model, torch.randn(4, 16))
+    for block in (1, 4, 16):
+        rules = [Rule(role="weight", scheme=Scheme(axis=1, block=block, bits=4)), Rule()]
+        params = recalibrated(graph, torch.randn(4, 16), rules)
+        assert params.values["0.weight"].scale.shape == (5, 16 // block)
+        x = aligned(torch.randn(3, 16), params.values["0.input"])
+        want = simulate(graph, params)(x).detach()
+        have = compile_reference(graph, params)(x)
+        torch.testing.assert_close(have, want, rtol=0, atol=16 * 2**-23 * float(want.abs().max()))
 
 
 def test_blocks_that_an_integer_sum_cannot_factor_out_raise(calibrated) -> None:

@@ -1,10 +1,10 @@
 """Octavo: a trained PyTorch network on eight-bit integers.
 
-    graph  = octavo.capture(model, example)
-    plan   = octavo.make_plan(graph)
-    stats  = octavo.observe(graph, plan, batches)
-    params = octavo.choose_params(graph, plan, stats, octavo.entropy)
-    int8   = octavo.compile(graph, params)
+graph  = octavo.capture(model, example)
+plan   = octavo.make_plan(graph)
+stats  = octavo.observe(graph, plan, batches)
+params = octavo.choose_params(graph, plan, stats, octavo.entropy)
+int8   = octavo.compile(graph, params)
 """
 
 from octavo.engines import available, compile

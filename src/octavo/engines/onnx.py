@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.onnx_operators import OPSET, Activation, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
-from octavo.engines.signature import output_nodes, signature_of, tree_info
+from octavo.engines.signature import codegen_returning, output_nodes, signature_of, tree_info
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
@@ -32,8 +32,9 @@ from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.plan import Quantizer
 
+
 def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:
-    """`graph` as an ONNX model of opset 21 whose batch is dynamic, quantized by `params`; None exports the float network.
+    """`graph` as an ONNX model of opset 21 with a dynamic batch, quantized by `params`; None exports the float network.
 
     Inputs are named as in the graph; outputs "output", after their keys if the model returns a dict, or "output_0", ….
     Every quantized operation is named after the user's layer.
@@ -42,11 +43,11 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     raises  QuantizationError for an operation that ONNX cannot express
     """
     module = _with_onnx_operators(graph, params)
-    _annotate_layers(module, params)
     _return_tensors(module)
     exported = _exported_again(graph, module)
-    model = _translated(graph, exported)
-    _name_layers(model, exported)
+    program = _translated(graph, exported)
+    model = program.model_proto
+    _name_layers(model, program.exported_program)
     _drop_traces(model)
     if path is not None:
         onnx.save(model, path)
@@ -67,6 +68,7 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
             return quantized_weight(weight, values[quantizer.name])
 
         module = insert(graph, params.plan, make, own_parameters=False)
+    _annotate_layers(module, params)
     replace_recurrent(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -91,10 +93,9 @@ def _return_tensors(module: GraphModule) -> None:
     (output,) = module.graph.find_nodes(op="output")
     outputs = tuple(output_nodes(module))
     output.args = (outputs,)
-    info = tree_info(module)
-    tree_info_of_tuple = info._replace(out_spec=tree_structure(outputs))
-    module.graph.set_codegen(type(module.graph._codegen)(tree_info_of_tuple))
-    module._out_spec = tree_info_of_tuple.out_spec
+    module._out_spec = tree_structure(outputs)
+    module.graph.set_codegen(codegen_returning(module, module._out_spec))
+    module.recompile()
 
 
 def _exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
@@ -102,11 +103,17 @@ def _exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
     shapes = _by_argument(graph, [_dynamic_sizes(node) for node in _inputs(graph)])
     with warnings.catch_warnings(), preserve_node_meta():
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        return torch.export.export(module, graph.example_args, graph.example_kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            module, graph.example_args, graph.example_kwargs, dynamic_shapes=shapes, strict=False
+        )
 
 
 def _inputs(graph: Graph) -> list[Node]:
     return list(graph.module.graph.find_nodes(op="placeholder"))
+
+
+def _tensors(graph: Graph) -> list[Node]:
+    return [node for node in _inputs(graph) if isinstance(node.meta["val"], Tensor)]
 
 
 def _by_argument(graph: Graph, leaves: list[Any]) -> dict[str, Any]:
@@ -120,31 +127,31 @@ def _dynamic_sizes(placeholder: Node) -> dict[int, Any] | None:
     val = placeholder.meta["val"]
     if not isinstance(val, Tensor):
         return None
-    return {axis: Dim.AUTO for axis, size in enumerate(val.shape) if isinstance(size, torch.SymInt)}
+    return {axis: Dim.AUTO for axis, size in enumerate(val.shape) if not isinstance(size, int)}
 
 
-def _names_of_sizes(graph: Graph) -> list[dict[int, str] | None]:
-    """For each input {axis: name}: "batch" for the first dynamic size of an axis 0, "x_axis1" for axis 1 of x."""
+def _names_of_sizes(graph: Graph) -> tuple[dict[int, str], ...]:
+    """For each tensor {axis: name}: "batch" for the first dynamic size of an axis 0, "x_axis1" for axis 1 of x."""
     names: dict[str, str] = {}
-    sizes: list[dict[int, str] | None] = []
-    for node in _inputs(graph):
-        dynamic = _dynamic_sizes(node)
-        for axis in dynamic or ():
-            name = "batch" if axis == 0 and "batch" not in names.values() else f"{node.target}_axis{axis}"
-            names.setdefault(str(node.meta["val"].shape[axis]), name)
-        sizes.append(dynamic and {axis: names[str(node.meta["val"].shape[axis])] for axis in dynamic})
-    return sizes
+    sizes = []
+    for node in _tensors(graph):
+        symbols = {axis: str(node.meta["val"].shape[axis]) for axis in _dynamic_sizes(node) or ()}
+        for axis, symbol in symbols.items():
+            first = axis == 0 and "batch" not in names.values()
+            names.setdefault(symbol, "batch" if first else f"{node.target}_axis{axis}")
+        sizes.append({axis: names[symbol] for axis, symbol in symbols.items()})
+    return tuple(sizes)
 
 
-def _translated(graph: Graph, exported: ExportedProgram) -> onnx.ModelProto:
+def _translated(graph: Graph, exported: ExportedProgram) -> torch.onnx.ONNXProgram:
     signature = signature_of(graph)
     try:
         with _quiet():
             program = torch.onnx.export(
                 exported,
-                input_names=[str(node.target) for node in _inputs(graph)],
+                input_names=[str(node.target) for node in _tensors(graph)],
                 output_names=signature.tensors,
-                dynamic_shapes=_by_argument(graph, _names_of_sizes(graph)),
+                dynamic_shapes=_names_of_sizes(graph),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -157,25 +164,29 @@ def _translated(graph: Graph, exported: ExportedProgram) -> onnx.ModelProto:
             remedy="rewrite that operation, capture the part of the model without it, or use the reference engine",
         ) from error
     assert program is not None
-    return program.model_proto
+    return program
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's note that torchvision, which we do not need, is missing, and a deprecation inside torch itself."""
+    """Without torch's note that torchvision, which is not needed, is missing, and a deprecation inside torch."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", "# The axis name", UserWarning
+            )  # two inputs share a size: as it should be
             yield
     finally:
         logger.setLevel(level)
 
 
-def _name_layers(model: onnx.ModelProto, exported: ExportedProgram) -> None:
-    """Name the ONNX node of every quantized operation after the user's layer; a bias that is added after it is another."""
+def _name_layers(model: onnx.ModelProto, exported: ExportedProgram | None) -> None:
+    """Name the ONNX node of every quantized operation after the user's layer; adding its bias is another node."""
+    assert exported is not None
     layers = {node.name: node.meta["custom"]["layer"] for node in exported.graph.nodes if _is_annotated(node)}
     named: set[str] = set()
     for node in model.graph.node:
@@ -186,7 +197,7 @@ def _name_layers(model: onnx.ModelProto, exported: ExportedProgram) -> None:
             named.add(layer)
 
 
-_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add"}
+_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "LSTM", "GRU"}
 
 
 def _is_annotated(node: Node) -> bool:
@@ -194,7 +205,7 @@ def _is_annotated(node: Node) -> bool:
 
 
 def _drop_traces(model: onnx.ModelProto) -> None:
-    """Without the exporter's notes on where every node came from: they show the user's source and outgrow small models."""
+    """Without the exporter's notes on where each node came from: they hold source code, and outgrow small models."""
     for item in (model, model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
         del item.metadata_props[:]
     for item in (*model.graph.input, *model.graph.output):

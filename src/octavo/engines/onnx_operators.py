@@ -6,6 +6,8 @@
 They have no arithmetic of their own: outside an export they return zeros.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.onnx import ops
@@ -71,7 +73,7 @@ class Weight(nn.Module):
         self.register_buffer("zero_point", zero_point)
 
     def forward(self, _: Tensor) -> Tensor:
-        attributes = {} if self.axis is None else {"axis": self.axis}
+        attributes: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
         if self.block is not None:
             attributes["block_size"] = self.block
         inputs = (self.integers, self.scale, *(() if self.zero_point is None else (self.zero_point,)))

@@ -35,7 +35,8 @@ GRU = Gates(operator="GRU", order=(1, 0, 2), attributes={"linear_before_reset": 
 
 def in_onnx_order(tensor: Tensor, gates: Gates) -> Tensor:
     """A weight or bias [gates·H, ...] of one direction as [1, gates·H, ...], its gates in ONNX's order."""
-    return tensor.detach().unflatten(0, (len(gates.order), -1))[list(gates.order)].flatten(0, 1).unsqueeze(0)
+    parts = tensor.detach().chunk(len(gates.order))
+    return torch.cat([parts[gate] for gate in gates.order]).unsqueeze(0)
 
 
 def weight_in_onnx_order(weight: Weight, gates: Gates, site: str) -> Weight:

@@ -3,10 +3,12 @@
 What runs on integers is read from the compiled model, not assumed: see `OpenVINOModel.executions`.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import onnx
 import openvino as ov
 import torch
 from torch import Tensor
@@ -17,31 +19,29 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 
-# OpenVINO's names for the operations that do the arithmetic.
-COMPUTE_HEAVY = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul", "LSTMSequence"}
-COMPUTE_HEAVY |= {"GRUSequence", "RNNSeq", "ScaledDotProductAttention"}
-INTEGERS = {"i8", "u8"}
+# OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
+COMPUTE_HEAVY = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
+COMPUTE_HEAVY |= {"LSTMSequence", "GRUSequence"}
+KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the engine runs one compute-heavy operation.
+    """How the engine runs one compute-heavy operation, in OpenVINO's words.
 
-    operation  OpenVINO's name for it: "Convolution", "FullyConnected", "MatMul", …
-    precision  of its input: "u8", "i8", "f32", "bf16"
-    kernel     OpenVINO's name for the implementation, such as "brgconv_avx512_I8"
-    fused      the ONNX nodes that this one kernel computes, itself among them
+    kernel          "Convolution", "FullyConnected", "MatMul", "RNNSeq", or "Subgraph" for several operations in one
+    precision       what it is called: "u8", "i8", "f32", "bf16"; of the weight alone if only that is quantized
+    implementation  what is computed, "brgconv_avx512_I8" on integers and "brgemm_avx512_f32" in float
     """
 
-    operation: str
-    precision: str
     kernel: str
-    fused: tuple[str, ...]
+    precision: str
+    implementation: str
 
     @property
     def on_integers(self) -> bool:
         """Whether it multiplies integers."""
-        return self.precision in INTEGERS
+        return self.implementation.endswith(("_i8", "_I8"))
 
 
 def compile_openvino(
@@ -67,33 +67,103 @@ def compile_openvino(
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     core = ov.Core()
-    model = core.read_model(export_onnx(graph, params).SerializeToString())
-    _fold_recurrent_weights(core, model)
-    return OpenVINOModel(core.compile_model(model, "CPU", properties), signature_of(graph), _dtypes(graph))
+    network = export_onnx(graph, params)
+    model = core.read_model(network.SerializeToString())
+    _fold_weights(core, model)
+    layers = _layers(model, network)
+    try:
+        compiled = core.compile_model(model, "CPU", properties)
+    except RuntimeError as error:
+        raise QuantizationError(
+            asked="compile for OpenVINO",
+            seen=f"it failed ({str(error).strip().splitlines()[-1].strip()})",
+            remedy='make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
+        ) from error
+    return OpenVINOModel(compiled, layers=layers, signature=signature_of(graph), dtypes=_dtypes(graph))
 
 
-def _fold_recurrent_weights(core: ov.Core, model: ov.Model) -> None:
-    """Compute the float weights of recurrent layers from their integers: the plugin refuses any but constants there."""
+def _fold_weights(core: ov.Core, model: ov.Model) -> None:
+    """Compute float weights from their integers where OpenVINO 2026.4 cannot: the operation then runs in float.
+
+    Recurrent layers are refused with anything but constants. A product with a stack of weights [B, K, N] reads, on
+    integers, memory that was never written: results up to 1e32 were seen. Weights [K, N] and [1, K, N] are right.
+    """
     for node in model.get_ordered_ops():
-        for port in _RECURRENT_WEIGHTS.get(node.get_type_name(), ()):
+        for port in _FLOAT_WEIGHTS.get(node.get_type_name(), ()):
             source = node.input_value(port)
-            if source.get_node().get_type_name() != "Constant":
-                (weight,) = core.compile_model(ov.Model([source], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
-                    {}
-                ).values()
+            if _is_constant(source.get_node()) and (node.get_type_name() != "MatMul" or _is_stack(source)):
+                (weight,) = core.compile_model(ov.Model([source], []), "CPU", _EXACT)({}).values()
                 node.input(port).replace_source_output(ov.op.Constant(weight).output(0))
     model.validate_nodes_and_infer_types()
 
 
-_RECURRENT_WEIGHTS = {"LSTMSequence": (4, 5, 6), "GRUSequence": (3, 4, 5)}  # W, R, B behind input, states and lengths
+_FLOAT_WEIGHTS = {"LSTMSequence": (4, 5, 6), "GRUSequence": (3, 4, 5), "MatMul": (0, 1)}
+_EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+_BETWEEN = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Split", "Concat", "Add"}
+
+
+def _is_constant(node: ov.Node) -> bool:
+    """Whether `node` is computed from constants alone, by dequantizing and reordering."""
+    kind = node.get_type_name()
+    if kind in _BETWEEN:
+        return all(_is_constant(source.get_node()) for source in node.input_values())
+    return bool(kind == "Constant")
+
+
+def _is_stack(weight: ov.Output) -> bool:
+    sizes = [int(size) for size in weight.get_shape()]
+    return math.prod(sizes[:-2]) > 1
+
+
+def _layers(model: ov.Model, network: onnx.ModelProto) -> dict[str, list[str]]:
+    """{user's layer: OpenVINO's names for it, best first} of every compute-heavy operation, in data-flow order.
+
+    OpenVINO reads one ONNX node as several operations, of which only the last keeps the name of the ONNX value. The
+    kernel is named after any of them, or after the scaling and additions that it absorbs.
+    """
+    writers = {value: node.name for node in network.graph.node for value in node.output}
+    layers: dict[str, list[str]] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in COMPUTE_HEAVY:
+            chain = list(_absorbed(node))
+            names = [_stem(part.get_friendly_name()) for part in chain]
+            written = [writers[value] for part in chain for value in part.output(0).get_names() if value in writers]
+            layers[written[0] if written else names[0]] = names
+    return layers
+
+
+def _absorbed(node: ov.Node) -> Iterator[ov.Node]:
+    """`node` and the element-wise operations that follow it one after the other."""
+    yield node
+    readers = list(node.output(0).get_target_inputs())
+    if len(readers) == 1 and readers[0].get_node().get_type_name() in {
+        "Add",
+        "Multiply",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+    }:
+        yield from _absorbed(readers[0].get_node())
+
+
+def _stem(name: str) -> str:
+    """An operation's name without what OpenVINO's transformations add: "conv1/WithoutBiases"."""
+    return name.partition("/")[0]
 
 
 class OpenVINOModel:
     """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads."""
 
-    def __init__(self, compiled: ov.CompiledModel, signature: Signature, dtypes: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        *,
+        layers: Mapping[str, list[str]],
+        signature: Signature,
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
         self.compiled = compiled
-        self._signature, self._dtypes = signature, dtypes
+        self._layers, self._signature, self._dtypes = layers, signature, dtypes
         self._idle: list[ov.InferRequest] = []  # a request serves one call at a time
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -109,18 +179,20 @@ class OpenVINOModel:
     def executions(self) -> dict[str, Execution]:
         """{user's layer: how it runs} for every compute-heavy operation, as OpenVINO reports after compilation.
 
-        Operations that the plan leaves in float have ONNX's name, "node_conv2d_1", in place of the layer's.
+        One kernel may compute several of them: both products of an attention and the softmax between, for example.
+        Operations that the plan leaves in float have ONNX's name, "node_conv2d_1", in place of the layer's. Recurrent
+        layers of two directions are missing: OpenVINO takes them apart.
         """
-        found = {}
+        kernels: dict[str, Execution] = {}
         for node in self.compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
-            operation, precision, kernel, fused = (info[key].astype(str) for key in _RUNTIME_KEYS)
-            if operation in COMPUTE_HEAVY:
-                name = node.get_friendly_name().partition("/")[0]
-                found[name] = Execution(
-                    operation=operation, precision=precision, kernel=kernel, fused=tuple(fused.split(","))
-                )
-        return found
+            kernel, precision, implementation, fused = (info[key].astype(str) for key in _RUNTIME_KEYS)
+            if kernel in KERNELS:
+                for name in (node.get_friendly_name(), *fused.split(",")):
+                    execution = Execution(kernel=kernel, precision=precision, implementation=implementation)
+                    kernels.setdefault(_stem(name), execution)
+        known = {layer: [name for name in names if name in kernels] for layer, names in self._layers.items()}
+        return {layer: kernels[names[0]] for layer, names in known.items() if names}
 
 
 _RUNTIME_KEYS = ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")

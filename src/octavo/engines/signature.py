@@ -87,13 +87,14 @@ def _entry(module: GraphModule, inputs: list[Node]) -> GraphModule:
     graph = FxGraph()
     leaves = tuple(graph.placeholder(str(node.target)) for node in inputs)
     graph.output(leaves)
-    graph.set_codegen(_without_outputs(module))
+    graph.set_codegen(codegen_returning(module, None))
     return GraphModule({"_in_spec": tree_info(module).in_spec}, graph)
 
 
-def _without_outputs(module: GraphModule) -> Any:
-    codegen = type(module.graph._codegen)(tree_info(module)._replace(out_spec=None))
-    return codegen
+def codegen_returning(module: GraphModule, spec: TreeSpec | None) -> Any:
+    """What writes the forward of `module`, returning that structure in place of its own; None for a flat tuple."""
+    codegen: Any = module.graph._codegen
+    return type(codegen)(codegen.pytree_info._replace(out_spec=spec))
 
 
 def _outputs(output: Node, spec: TreeSpec, taken: set[str]) -> tuple[str | Constant, ...]:

@@ -38,7 +38,7 @@ def mean_score(scores: Tensor, index: Tensor) -> float:
     return scores[index].double().mean().item()
 
 
-def paired_interval(  # noqa: PLR0913 (the last three only refine)
+def paired_interval(
     reference: Tensor,
     other: Tensor,
     score: Score = mean_score,

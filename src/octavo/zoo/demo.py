@@ -54,7 +54,10 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
         "target": TARGET,
         "method": params.method,
         **accuracy(task, model, int8),
-        "size_mb": {"float": export_onnx(graph, None).ByteSize() / 1e6, "int8": export_onnx(graph, params).ByteSize() / 1e6},
+        "size_mb": {
+            "float": export_onnx(graph, None).ByteSize() / 1e6,
+            "int8": export_onnx(graph, params).ByteSize() / 1e6,
+        },
         **latency(graph, model, int8, rounds=rounds),
         "coverage": coverage(plan),
         "versions": versions(),
@@ -133,7 +136,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     quality = Table(title=f"{result['model']}, calibrated by {result['method']}")
     for heading in ("", "float", "int8"):
         quality.add_column(heading, justify="right" if heading else "left")
-    quality.add_row(f"{metric['name']} ({metric['samples']} photographs)", f"{metric['float']:.1f}", f"{metric['int8']:.1f}")
+    quality.add_row(
+        f"{metric['name']} ({metric['samples']} photographs)", f"{metric['float']:.1f}", f"{metric['int8']:.1f}"
+    )
     quality.add_row("top-1 agreement with float, other photographs", "100.0 %", f"{result['agreement']:.1f} %")
     quality.add_row("signal to quantization noise", "", f"{result['sqnr_db']:.1f} dB")
     quality.add_row("size", f"{size['float']:.1f} MB", f"{size['int8']:.1f} MB")

@@ -1,0 +1,302 @@
+"""The OpenVINO engine: it computes what the simulation says, on integers, and is called like the user's model.
+
+Agreement. Engine and simulation round the same values to the same grids, but compute them in a different order, so that
+a value half-way between two integers may go either way: one step, about 1 % of that tensor's range, for one value in
+thousands. Hence two bounds: a small one on the mean, which any systematic difference breaks (a wrong scale, gate order
+or clip gives 0.2 % and more), and a wide one on the largest.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_structure
+
+from octavo.engines import available, compile
+from octavo.engines.openvino import compile_openvino
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import call_arguments, capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import EVERYTHING, Rule
+from octavo.network.simulate import simulate
+from octavo.network.target import TARGETS
+from octavo.numerics import Scheme
+
+MEAN, LARGEST = 3e-4, 3e-2  # of the largest output
+
+
+def assert_agrees(engine, reference, batch) -> None:
+    args, kwargs = call_arguments(batch)
+    with torch.no_grad():
+        wanted, found = reference(*args, **kwargs), engine(*args, **kwargs)
+    assert tree_structure(found) == tree_structure(wanted)
+    for want, have in zip(tree_leaves(wanted), tree_leaves(found), strict=True):
+        assert (have.shape, have.dtype) == (want.shape, want.dtype)
+        errors = (have - want).abs() / want.abs().max()
+        assert float(errors.mean()) <= MEAN
+        assert float(errors.max()) <= LARGEST
+
+
+def prepared(model, example, rules=(EVERYTHING,), target="openvino", **capturing):
+    graph = capture(model, example, **capturing)
+    plan = make_plan(graph, rules, target=target)
+    return graph, choose_params(graph, plan, observe(graph, plan, [example]))
+
+
+class Convolutions(nn.Module):
+    """Plain, depthwise and pointwise convolution with a residual addition, pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        y = F.relu6(self.stem(x))
+        y = y + self.pointwise(F.relu6(self.depthwise(y)))
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def convolutions():
+    return prepared(Convolutions(), torch.randn(4, 3, 12, 12))
+
+
+@pytest.fixture(scope="module")
+def convolutions_compiled(convolutions):
+    return compile_openvino(*convolutions, threads=1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_convolutional_network_at_any_batch_size(convolutions, convolutions_compiled, batch) -> None:
+    assert_agrees(convolutions_compiled, simulate(*convolutions), torch.randn(batch, 3, 12, 12))
+
+
+def test_every_convolution_and_linear_multiplies_integers(convolutions_compiled) -> None:
+    executions = convolutions_compiled.executions()
+    assert list(executions) == ["stem", "depthwise", "pointwise", "head"]
+    assert all(execution.on_integers for execution in executions.values())
+    assert {executions[name].precision for name in ("depthwise", "pointwise")} == {"u8"}  # after a ReLU
+
+
+def test_the_float_network_is_the_baseline(convolutions) -> None:
+    graph, _ = convolutions
+    engine = compile_openvino(graph, None, threads=1)
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=1e-5)
+    assert {execution.precision for execution in engine.executions().values()} == {"f32"}
+
+
+def test_bf16_is_used_only_when_asked_for(convolutions) -> None:
+    graph, _ = convolutions
+    engine = compile_openvino(graph, None, precision="bf16", threads=1)
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=0.05)
+
+
+def test_calls_from_several_threads_do_not_mix(convolutions_compiled) -> None:
+    batches = [torch.randn(1 + i % 3, 3, 12, 12) for i in range(24)]
+    alone = [convolutions_compiled(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(convolutions_compiled, batches))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_an_output_outlives_the_next_call(convolutions_compiled) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    first = convolutions_compiled(x)
+    kept = first.clone()
+    convolutions_compiled(-x)
+    assert torch.equal(first, kept)
+
+
+def test_an_input_of_another_dtype_is_refused(convolutions_compiled) -> None:
+    with pytest.raises(QuantizationError, match=r"x: asked to run on torch.float64, but the network was captured with"):
+        convolutions_compiled(torch.randn(1, 3, 12, 12, dtype=torch.float64))
+
+
+def test_an_input_that_is_a_view_is_read_as_it_looks(convolutions_compiled) -> None:
+    x = torch.randn(2, 12, 12, 3).permute(0, 3, 1, 2)
+    assert torch.equal(convolutions_compiled(x), convolutions_compiled(x.contiguous()))
+
+
+def test_attention_runs_on_integers_in_both_products() -> None:
+    encoder = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True)
+    graph, params = prepared(encoder, torch.randn(4, 6, 32), dynamic_axes=(0, 1))
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(3, 9, 32))
+    executions = engine.executions()
+    assert {"self_attn.matmul", "self_attn.matmul@1", "linear1", "linear2"} <= executions.keys()
+    assert all(execution.on_integers for execution in executions.values())
+
+
+def test_dicts_in_and_out_and_a_none_between() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(20, 8)
+            self.first, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, tokens, weights):
+            hidden = torch.relu(self.first(self.table(tokens)))
+            logits = self.head((hidden * weights.unsqueeze(-1)).sum(1))
+            return {"logits": logits, "nothing": None, "weights": weights, "twice": [logits, hidden]}
+
+    example = {"tokens": torch.randint(20, (4, 6)), "weights": torch.rand(4, 6)}
+    graph, params = prepared(Inner(), example)
+    engine = compile_openvino(graph, params, threads=1)
+    batch = {"weights": torch.rand(3, 6), "tokens": torch.randint(20, (3, 6))}
+    reference = simulate(graph, params)
+    out = engine(**batch)
+    assert list(out) == ["logits", "nothing", "weights", "twice"]
+    assert out["nothing"] is None
+    assert torch.equal(out["weights"], batch["weights"])
+    assert out["twice"][0] is out["logits"]
+    wanted = reference(**batch)
+    for key in ("logits", "twice"):
+        for want, have in zip(tree_leaves(wanted[key]), tree_leaves(out[key]), strict=True):
+            torch.testing.assert_close(have, want.detach(), rtol=0, atol=LARGEST * float(want.detach().abs().max()))
+    assert all(execution.on_integers for execution in engine.executions().values())
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("settings", [{"bidirectional": True, "num_layers": 2}, {"bias": False}])
+def test_recurrent_layers_compute_in_float_from_integer_weights(network, kind, settings) -> None:
+    layer = kind(6, 8, batch_first=True, **settings)
+    graph, params = prepared(network(lambda self, x: self.layer(x), layer=layer), torch.randn(4, 5, 6))
+    engine = compile_openvino(graph, params, threads=1)
+    batch = torch.randn(3, 5, 6)
+    with torch.no_grad():
+        wanted, found = tree_leaves(simulate(graph, params)(batch)), tree_leaves(engine(batch))
+    for want, have in zip(wanted, found, strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=1e-5)  # no activation is rounded: no ties
+
+
+def test_one_dimensional_and_transposed_convolutions(network) -> None:
+    def forward(self, x):
+        return self.last(torch.relu(self.up(torch.relu(self.first(x)))))
+
+    model = network(
+        forward,
+        first=nn.Conv1d(4, 16, 5, stride=2, padding=2),
+        up=nn.ConvTranspose1d(16, 8, 4, stride=2, padding=1),
+        last=nn.Conv1d(8, 4, 3, dilation=2),
+    )
+    graph, params = prepared(model, torch.randn(4, 4, 32))
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(3, 4, 32))
+    executions = engine.executions()
+    assert list(executions) == ["first", "up", "last"]
+    assert all(execution.on_integers for execution in executions.values())
+
+
+def test_a_grouped_transposed_convolution_falls_back_to_float_and_says_so(network) -> None:
+    model = network(lambda self, x: self.up(x), up=nn.ConvTranspose1d(8, 8, 4, stride=2, groups=2))
+    graph, params = prepared(model, torch.randn(4, 8, 16))
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(3, 8, 16))
+    assert not engine.executions()["up"].on_integers
+
+
+def test_a_layer_called_twice_runs_twice(network) -> None:
+    model = network(lambda self, x: self.layer(torch.relu(self.layer(x))), layer=nn.Linear(8, 8))
+    graph, params = prepared(model, torch.randn(16, 8))
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(50, 8))
+    assert list(engine.executions()) == ["layer", "layer@1"]
+
+
+def test_a_quantized_weight_alone_does_not_count_as_integer_arithmetic(network) -> None:
+    model = network(lambda self, x: self.layer(x), layer=nn.Linear(64, 64))
+    graph, params = prepared(model, torch.randn(16, 64), rules=[Rule("*", role="input", skip=True), Rule("*")])
+    engine = compile_openvino(graph, params, threads=1)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(engine(x), simulate(graph, params)(x).detach(), rtol=0, atol=1e-5)
+    assert not engine.executions()["layer"].on_integers
+
+
+def test_a_stack_of_weights_is_multiplied_in_float() -> None:
+    """OpenVINO 2026.4 returned up to 1e32 here: its integer product reads past one matrix of the stack."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.randn(3, 8, 6))
+
+        def forward(self, x):
+            return x @ self.experts
+
+    graph, params = prepared(Experts(), torch.randn(4, 3, 50, 8))
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(2, 3, 50, 8))
+    assert not engine.executions()["matmul"].on_integers
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(),
+        Scheme(bits=4),
+        Scheme(signed=False, symmetric=False),
+        Scheme(signed=False, symmetric=False, bits=5),
+        Scheme(symmetric=False),
+    ],
+    ids=["paper", "4-bit", "affine", "5-bit affine", "signed affine"],
+)
+def test_activations_saturate_where_the_scheme_ends(network, scheme) -> None:
+    """Inputs far outside the calibrated range: a missing clip would let them through to −128 or 255."""
+    model = network(lambda self, x: self.layer(x), layer=nn.Linear(8, 4))
+    rules = [Rule("*", role="input", scheme=scheme), Rule("*")]
+    graph, params = prepared(model, torch.randn(32, 8), rules=rules)
+    engine = compile_openvino(graph, params, threads=1)
+    assert_agrees(engine, simulate(graph, params), 10 * torch.randn(64, 8) - 3)
+
+
+def test_both_branches_of_a_residual_rounded_is_more_than_openvino_does() -> None:
+    """Why the openvino target leaves one branch alone: the plugin fuses that rounding away, and differs by up to a step."""
+    x = torch.randn(4, 3, 12, 12)
+    model = Convolutions()
+    differences = {}
+    for residual in ("skip", "both"):
+        graph, params = prepared(model, x, target=replace(TARGETS["openvino"], residual=residual))
+        want = simulate(graph, params)(x).detach()
+        differences[residual] = float(
+            (compile_openvino(graph, params, threads=1)(x) - want).abs().mean() / want.abs().max()
+        )
+    assert differences["skip"] <= MEAN
+    assert differences["both"] <= 1e-2
+
+
+def test_what_openvino_cannot_compile_names_the_way_out(monkeypatch, convolutions) -> None:
+    import openvino  # noqa: PLC0415
+
+    def refuse(*_):
+        raise RuntimeError("Check failed at core.cpp:117:\nno such kernel")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    with pytest.raises(QuantizationError, match=r'failed \(no such kernel\); make the plan with target="openvino"'):
+        compile_openvino(*convolutions)
+
+
+def test_the_door_knows_its_engines(convolutions) -> None:
+    assert {"openvino", "reference"} <= set(available())
+    with pytest.raises(QuantizationError, match=r"'tensorflow', but the known engines are openvino, .*; choose one"):
+        compile(*convolutions, engine="tensorflow")
+
+
+def test_a_missing_package_is_named(monkeypatch, convolutions) -> None:
+    monkeypatch.setattr("octavo.engines.find_spec", lambda name: None if name == "openvino" else name)
+    assert "openvino" not in available()
+    with pytest.raises(QuantizationError, match=r"openvino cannot be imported; pip install openvino, or choose"):
+        compile(*convolutions, engine="openvino")
+
+
+def test_the_door_opens_to_openvino_by_default(convolutions) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    assert_agrees(compile(*convolutions, threads=1), simulate(*convolutions), x)
