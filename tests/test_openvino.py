@@ -259,7 +259,7 @@ def test_activations_saturate_where_the_scheme_ends(network, scheme) -> None:
 
 
 def test_both_branches_of_a_residual_rounded_is_more_than_openvino_does() -> None:
-    """Why the openvino target leaves one branch alone: the plugin fuses that rounding away, and differs by up to a step."""
+    """Why the openvino target leaves one branch alone: the plugin fuses that rounding away, and is up to a step off."""
     x = torch.randn(4, 3, 12, 12)
     model = Convolutions()
     differences = {}

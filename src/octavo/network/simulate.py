@@ -7,7 +7,7 @@ from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.plan import Quantizer
-from octavo.numerics.affine import QParams, fake_quantize
+from octavo.numerics.affine import QParams, round_through
 
 
 class FakeQuantize(nn.Module):
@@ -23,7 +23,7 @@ class FakeQuantize(nn.Module):
         self.register_buffer("zero_point", params.zero_point.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme))
+        return round_through(x, self.scale, self.zero_point, self.scheme)
 
     def extra_repr(self) -> str:
         return f"{self.scheme.bits} bits, {'signed' if self.scheme.signed else 'unsigned'}"

@@ -170,9 +170,8 @@ class Histogram:
     def _widen(self, bounds: tuple[float, float]) -> None:
         """Take values in these bounds as seen, and make room for their buckets: as much as the bounds need, no more."""
         low, high = self._bounds or bounds
-        low, high = self._bounds = min(low, bounds[0]), max(high, bounds[1])
-        # −0.0 is not below zero, but has the first bucket of the negative numbers.
-        last = _bucket(high) if low > 0 else max(_bucket(low), NEGATIVE)
+        low, high = self._bounds = min(low, bounds[0]) + 0.0, max(high, bounds[1]) + 0.0  # +0.0 makes −0.0 zero
+        last = _bucket(high) if low >= 0 else _bucket(low)
         if last >= len(self._counts):
             self._counts = np.pad(self._counts, (0, last + 1 - len(self._counts)))
 

@@ -72,7 +72,7 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
 
 
 def closest(graph: Graph, model: Model, candidates: Mapping[str, Params], batch: Any) -> Params:
-    """Of several calibrations, the one whose integer outputs are nearest to float on calibration data: no label needed."""
+    """The calibration whose integer outputs are nearest to float on calibration data: that needs no labels."""
     with torch.inference_mode():
         reference = model(batch)
     noise = {
