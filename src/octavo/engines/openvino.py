@@ -68,7 +68,9 @@ def compile_openvino(
         properties["INFERENCE_NUM_THREADS"] = threads
     core = ov.Core()
     network = export_onnx(graph, params)
-    model = core.read_model(network.SerializeToString())
+    serialized = network.SerializeToString()
+    size_mb = len(serialized) / 1e6
+    model = core.read_model(serialized)
     _fold_weights(core, model)
     layers = _layers(model, network)
     try:
@@ -79,7 +81,7 @@ def compile_openvino(
             seen=f"it failed ({str(error).strip().splitlines()[-1].strip()})",
             remedy='make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
         ) from error
-    return OpenVINOModel(compiled, layers=layers, signature=signature_of(graph), dtypes=_dtypes(graph))
+    return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature_of(graph), dtypes=_dtypes(graph))
 
 
 def _fold_weights(core: ov.Core, model: ov.Model) -> None:
@@ -152,17 +154,21 @@ def _stem(name: str) -> str:
 
 
 class OpenVINOModel:
-    """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads."""
+    """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads.
+
+    size_mb  megabytes (10⁶ bytes) of the ONNX model that it was compiled from
+    """
 
     def __init__(
         self,
         compiled: ov.CompiledModel,
         *,
+        size_mb: float,
         layers: Mapping[str, list[str]],
         signature: Signature,
         dtypes: Mapping[str, torch.dtype],
     ) -> None:
-        self.compiled = compiled
+        self.compiled, self.size_mb = compiled, size_mb
         self._layers, self._signature, self._dtypes = layers, signature, dtypes
         self._idle: list[ov.InferRequest] = []  # a request serves one call at a time
 

@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from octavo.engines import compile
-from octavo.engines.onnx import export_onnx
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import Plan, make_plan
+from octavo.network.simulate import simulate
 from octavo.recovery.evaluate import Latencies, agreement, latency_ms, machine, sqnr_db, versions
 from octavo.zoo import photographs
 from octavo.zoo.task import Task
@@ -46,19 +46,16 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
     plan = make_plan(graph, target=TARGET)
     stats = observe(graph, plan, task.calibration(), progress=True)
     candidates = {method: choose_params(graph, plan, stats, method) for method in METHODS}
-    params = closest(graph, model, candidates, task.calibration()[0])
-    int8 = compile(graph, params, engine=ENGINE)
+    params = closest(graph, candidates, task.calibration()[0])
+    models = contestants(graph, model, params)
     result = {
         "model": "efficientnet_lite0",
         "engine": ENGINE,
         "target": TARGET,
         "method": params.method,
-        **accuracy(task, model, int8),
-        "size_mb": {
-            "float": export_onnx(graph, None).ByteSize() / 1e6,
-            "int8": export_onnx(graph, params).ByteSize() / 1e6,
-        },
-        **latency(graph, model, int8, rounds=rounds),
+        **accuracy(task, model, models["int8"]),
+        "size_mb": {"float": models["openvino_fp32"].size_mb, "int8": models["int8"].size_mb},
+        **latency(models, rounds=rounds),
         "coverage": coverage(plan),
         "versions": versions(),
         "machine": machine(),
@@ -71,15 +68,24 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
     return result
 
 
-def closest(graph: Graph, model: Model, candidates: Mapping[str, Params], batch: Any) -> Params:
-    """The calibration whose integer outputs are nearest to float on calibration data: that needs no labels."""
+def closest(graph: Graph, candidates: Mapping[str, Params], batch: Any) -> Params:
+    """The calibration whose simulated outputs are nearest to float on calibration data: that needs no labels."""
     with torch.inference_mode():
-        reference = model(batch)
-    noise = {
-        method: sqnr_db(reference, compile(graph, params, engine=ENGINE)(batch))
-        for method, params in track(candidates.items(), "comparing methods", total=len(candidates))
-    }
+        reference = graph(batch)
+        noise = {
+            method: sqnr_db(reference, simulate(graph, params)(batch))
+            for method, params in track(candidates.items(), "comparing methods", total=len(candidates))
+        }
     return candidates[max(noise, key=noise.__getitem__)]
+
+
+def contestants(graph: Graph, model: torch.nn.Module, params: Params) -> dict[str, Any]:
+    """The rows of `CONTESTANTS`: the network in float, four ways, and on integers."""
+    engines = {"openvino_fp32": (None, "f32"), "openvino_bf16": (None, "bf16"), "int8": (params, "f32")}
+    return {"torch_eager": model, "torch_compile": torch.compile(model)} | {
+        name: compile(graph, values, engine=ENGINE, precision=precision)
+        for name, (values, precision) in track(engines.items(), "compiling", total=len(engines))
+    }
 
 
 def accuracy(task: Task, model: Model, int8: Model) -> dict[str, Any]:
@@ -99,24 +105,17 @@ def _outputs(model: Model, chosen: list[photographs.Photograph]) -> Tensor:
     return torch.cat([model(batch) for batch in photographs.batches(chosen)])
 
 
-def latency(graph: Graph, model: torch.nn.Module, int8: Model, *, rounds: int) -> dict[str, Any]:
+def latency(models: Mapping[str, Model], *, rounds: int) -> dict[str, Any]:
     """Milliseconds for a batch of 8, all contestants in one interleaved run."""
     x = torch.randn(BATCH, 3, 224, 224)
-    models: dict[str, Model] = {
-        "torch_eager": model,
-        "torch_compile": torch.compile(model),
-        "openvino_fp32": compile(graph, None, engine="openvino", precision="f32"),
-        "openvino_bf16": compile(graph, None, engine="openvino", precision="bf16"),
-        "int8": int8,
-    }
 
-    def call(contestant: Model) -> Callable[[], object]:
-        return lambda: contestant(x)
+    def call(model: Model) -> Callable[[], object]:
+        return lambda: model(x)
 
     with torch.inference_mode():
-        for contestant in track(models.values(), "warming up", total=len(models)):  # torch.compile compiles here
-            contestant(x)
-        times = latency_ms({name: call(contestant) for name, contestant in models.items()}, rounds=rounds)
+        for model in track(models.values(), "warming up", total=len(models)):  # torch.compile compiles here
+            model(x)
+        times = latency_ms({name: call(models[name]) for name in CONTESTANTS}, rounds=rounds)
     return {"latency_ms": _rounded(times, "median_ms"), "latency_p10_ms": _rounded(times, "p10_ms"),
             "latency_p90_ms": _rounded(times, "p90_ms"), "batch": BATCH}  # fmt: skip
 
