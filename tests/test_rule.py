@@ -53,6 +53,35 @@ def test_patterns_match_whole_components(pattern, layer, matches) -> None:
     assert Rule(pattern).matches(site(layer)) is matches
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "matches"),
+    [
+        ("conv1", "conv1", True),
+        ("conv1", "conv1@1", False),
+        ("conv1", "conv10", False),
+        ("conv1", "layer1.conv1", False),
+        ("attention", "attention.matmul", False),
+        ("conv1@1", "conv1@1", True),
+        ("conv1@1", "conv1", False),
+        ("layer[1]", "layer1", False),
+        ("layer[1]", "layer[1]", True),
+        ("*", "conv1", False),
+    ],
+)
+def test_an_exact_rule_is_of_one_layer(name, layer, matches) -> None:
+    assert Rule(name, exact=True).matches(site(layer)) is matches
+
+
+def test_an_exact_rule_is_narrowed_like_any_other() -> None:
+    rule = Rule("head", role="weight", exact=True)
+    assert [rule.matches(site("head", role=role)) for role in ("weight", "input")] == [True, False]
+
+
+def test_an_exact_star_is_the_name_of_a_layer_that_must_exist() -> None:
+    with pytest.raises(QuantizationError, match=r"Rule\('\*', exact=True\), but it matches none of the 1 sites"):
+        decide([site("head")], [Rule("*", exact=True)])
+
+
 def test_operation_and_role_narrow_a_rule() -> None:
     rule = Rule("*", operation="linear", role="weight")
     assert rule.matches(site("a", "linear", "weight"))
@@ -112,4 +141,5 @@ def test_without_sites_no_rule_is_to_blame() -> None:
 def test_a_rule_shows_what_it_says() -> None:
     assert str(Rule()) == "Rule('*')"
     assert str(Rule("a.*", role="weight", bits=4)) == "Rule('a.*', role='weight', bits=4)"
+    assert str(Rule("a", skip=True, exact=True)) == "Rule('a', skip=True, exact=True)"
     assert str(Rule("a", scheme=INT8)).startswith("Rule('a', scheme=Scheme(bits=8")

@@ -1,5 +1,9 @@
 """Octavo: a trained PyTorch network on eight-bit integers.
 
+result = octavo.quantize(model, calibration=batches, evaluate=score, max_drop=0.01)
+
+or one step at a time:
+
 graph  = octavo.capture(model, example)
 plan   = octavo.make_plan(graph)
 stats  = octavo.observe(graph, plan, batches)
@@ -17,6 +21,8 @@ from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
+from octavo.workflow.outcome import Result
+from octavo.workflow.recipe import quantize
 
 __version__ = "0.1.0"
 
@@ -31,6 +37,7 @@ __all__ = [
     "QParams",
     "QuantizationError",
     "Quantizer",
+    "Result",
     "Rule",
     "Scheme",
     "Site",
@@ -49,6 +56,7 @@ __all__ = [
     "observe",
     "paired_interval",
     "percentile",
+    "quantize",
     "simulate",
     "size_mb",
     "sqnr_db",

@@ -1,4 +1,4 @@
-"""The command: `octavo demo`."""
+"""The command: `octavo demo`, `octavo run`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,36 @@ def demo(
         run(out, console, rounds=rounds)
     except QuantizationError as error:
         console.print(f"[red]error[/red] {error}")
+        raise typer.Exit(code=1) from error
+
+
+@app.command()
+def run(
+    what: Annotated[Path, typer.Argument(help="A recipe (a Python file), or the folder of a run to resume.")],
+    max_drop: Annotated[
+        str | None,
+        typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  [default: 1%]"),
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Stop after 90s, 30m, 2h and return the best so far.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for all results.  [default: runs/RECIPE]")] = None,
+    prefer: Annotated[str | None, typer.Option(help="accuracy: few layers in float; latency: cheap ones.")] = None,
+    engine: Annotated[str | None, typer.Option(help="What candidates are scored on.  [default: auto]")] = None,
+    trials_on: Annotated[str | None, typer.Option(help="ray: spread trials over a Ray cluster.")] = None,
+) -> None:
+    """Quantize by a recipe: model(), calibration(), evaluate(model). Ctrl-C returns the best so far."""
+    console = Console()
+    try:
+        from octavo.workflow.run import run as run_recipe  # noqa: PLC0415 (see demo)
+        from octavo.workflow.run import settings_of  # noqa: PLC0415
+
+        folder = out or (what if what.is_dir() else Path("runs") / what.stem)
+        settings = settings_of(
+            what, max_drop=max_drop, budget=budget, trials=trials, prefer=prefer, engine=engine, trials_on=trials_on
+        )
+        run_recipe(settings, folder, console)
+    except QuantizationError as error:
+        console.print(f"[red]error[/red] {error}", highlight=False)
         raise typer.Exit(code=1) from error
 
 

@@ -1,5 +1,8 @@
 """The one error a user sees: what was asked, what was seen, what to do."""
 
+from functools import partial
+from typing import Any
+
 
 class QuantizationError(Exception):
     """Raised for every input Octavo cannot work with.
@@ -11,3 +14,6 @@ class QuantizationError(Exception):
         self.asked, self.seen, self.remedy, self.site = asked, seen, remedy, site
         where = f"{site}: " if site else ""
         super().__init__(f"{where}asked to {asked}, but {seen}; {remedy}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(QuantizationError, asked=self.asked, seen=self.seen, remedy=self.remedy, site=self.site), ()

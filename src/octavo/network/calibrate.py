@@ -15,6 +15,7 @@ from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
 from octavo.network.plan import Plan, Quantizer
+from octavo.network.ranks import merged_over_ranks
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.ranges import RangeMethod, max_range, method
@@ -56,9 +57,12 @@ class _Observer(nn.Module):
 def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}: one pass over `batches` serves every calibration method.
 
+    Under torch.distributed every rank observes its own share, and all return the histograms of the whole: bit for bit
+    those of one process, because counts are integers.
+
     batches   inputs in the form of `capture`'s example; what the network does not read (labels) is ignored
     progress  show a progress bar with the time left
-    raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch
+    raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch; on every rank
     """
     histograms = {quantizer.name: Histogram() for quantizer in plan.quantizers if not quantizer.constant}
 
@@ -66,13 +70,16 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
         return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
 
     watched = insert(graph, plan, make, own_parameters=False)
-    seen = 0
     total = len(batches) if isinstance(batches, Sized) else None
-    with torch.inference_mode():
-        for batch in track(batches, "calibrating", total=total, disable=not progress):
-            _run(graph, watched, batch, seen)
-            seen += 1
-    if seen == 0:
+    error = None
+    try:
+        with torch.inference_mode():
+            for number, batch in enumerate(track(batches, "calibrating", total=total, disable=not progress)):
+                _run(graph, watched, batch, number)
+    except QuantizationError as found:
+        error = found
+    histograms = merged_over_ranks(histograms, error)
+    if histograms and not any(histogram.count for histogram in histograms.values()):
         raise QuantizationError(
             asked="calibrate",
             seen="the calibration data is empty",

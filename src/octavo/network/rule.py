@@ -37,6 +37,7 @@ class Rule:
     skip       leave them in float
     bits       quantize to this many bits in place of the target's
     scheme     quantize by this scheme in place of the target's; `axis` 0 stands for the output channel
+    exact      `layer` is no glob but the name of one layer: not what lies below it, and not its other calls
     """
 
     layer: str = "*"
@@ -45,25 +46,26 @@ class Rule:
     skip: bool = False
     bits: int | None = None
     scheme: Scheme | None = None
+    exact: bool = False
 
     def matches(self, site: Site) -> bool:
         """Whether this rule speaks of `site`."""
         return (
             self.operation in (None, site.operation)
             and self.role in (None, site.role)
-            and _matches(self.layer.split("."), site.layer.split("."))
+            and (site.layer == self.layer if self.exact else _matches(self.layer.split("."), site.layer.split(".")))
         )
 
     @property
     def matches_everything(self) -> bool:
         """Whether it is the kind of rule that ends a list, and may find nothing left to decide."""
-        return self.layer in ("*", "**") and self.operation is None and self.role is None
+        return self.layer in ("*", "**") and not self.exact and self.operation is None and self.role is None
 
     def __str__(self) -> str:
         shown = [repr(self.layer)]
         given = {name: getattr(self, name) for name in ("operation", "role", "bits", "scheme")}
         shown += [f"{name}={value!r}" for name, value in given.items() if value is not None]
-        return f"Rule({', '.join(shown + ['skip=True'] * self.skip)})"
+        return f"Rule({', '.join(shown + ['skip=True'] * self.skip + ['exact=True'] * self.exact)})"
 
 
 EVERYTHING = Rule()

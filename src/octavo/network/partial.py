@@ -1,0 +1,86 @@
+"""Partial quantization: the same calibration with some layers left in float (Wu et al. 2020, §5.1)."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+from octavo.network.insert import check_belongs
+from octavo.network.plan import Plan, make_plan
+from octavo.network.rule import Rule, Site
+
+
+def layers(graph: Graph, plan: Plan) -> tuple[str, ...]:
+    """The layers that `plan` quantizes, in data-flow order: what can be left in float one by one.
+
+    Residual additions are layers ("layer1.0.add"), and so is every further call of one ("conv1@1").
+    raises  QuantizationError if `plan` was made for another graph
+    """
+    check_belongs(graph, plan)
+    names = {site.node: site.layer for quantizer in plan.quantizers for site in quantizer.sites}
+    return tuple(dict.fromkeys(names[node.name] for node in graph.module.graph.nodes if node.name in names))
+
+
+def keep_float(graph: Graph, params: Params, names: Collection[str]) -> Params:
+    """`params` with the layers `names` left in float; every other layer keeps its scales, so nothing is calibrated.
+
+    raises  QuantizationError for a name that is not in `layers`, and if no layer is left to quantize
+    """
+    order = layers(graph, params.plan)
+    _check_known(names, order)
+    skips = [Rule(name, skip=True, exact=True) for name in order if name in names]
+    rules = _still_deciding(graph, params.plan, names)
+    return _with_scales_of(params, make_plan(graph, [*skips, *rules], target=params.plan.target))
+
+
+def quantize_only(graph: Graph, params: Params, names: Collection[str]) -> Params:
+    """`params` with all layers but `names` left in float.
+
+    raises  QuantizationError for a name that is not in `layers`, and for no names at all
+    """
+    order = layers(graph, params.plan)
+    _check_known(names, order)
+    return keep_float(graph, params, [name for name in order if name not in names])
+
+
+def _still_deciding(graph: Graph, plan: Plan, names: Collection[str]) -> list[Rule]:
+    """The rules of `plan` that decide something outside `names`: without the others, which a plan would refuse."""
+    everywhere = make_plan(graph, target=plan.target)  # the sites of skipped layers too
+    left = [site for quantizer in everywhere.quantizers for site in quantizer.sites if site.layer not in names]
+    deciding = {_first_match(site, plan.rules) for site in left}
+    return [rule for i, rule in enumerate(plan.rules) if i in deciding]
+
+
+def _first_match(site: Site, rules: Sequence[Rule]) -> int | None:
+    return next((i for i, rule in enumerate(rules) if rule.matches(site)), None)
+
+
+def _with_scales_of(params: Params, plan: Plan) -> Params:
+    """`plan` with the schemes and scales that its sites have in `params`.
+
+    Where a reader is gone, tensors that shared a quantizer may have one each now: they keep the shared range, and its
+    scheme, although one of them alone might have been seen to be never negative.
+    """
+    full = {site: quantizer for quantizer in params.plan.quantizers for site in quantizer.sites}
+    quantizers = tuple(replace(part, scheme=full[part.sites[0]].scheme) for part in plan.quantizers)
+    values = {part.name: params.values[full[part.sites[0]].name] for part in quantizers}
+    return Params(plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values), method=params.method)
+
+
+def _check_known(names: Collection[str], order: Sequence[str]) -> None:
+    for name in names:
+        if name not in order:
+            close = get_close_matches(name, order)
+            shown = f"close to it are {', '.join(close)}" if close else f"it quantizes {_first(order)}"
+            raise QuantizationError(
+                asked=f"choose the layer {name!r} for partial quantization",
+                seen=f"the plan does not quantize it; {shown}",
+                remedy="use a name that octavo.network.partial.layers returns",
+            )
+
+
+def _first(order: Sequence[str]) -> str:
+    return ", ".join(order[:6]) + (", …" if len(order) > 6 else "")

@@ -1,0 +1,157 @@
+"""Independent trials side by side on a Ray cluster: each worker captures the model once, and measures what it is sent.
+
+What comes back goes into the study of the process that asked, as if it had been measured there. Ray runs a trial again
+elsewhere when the worker that had it is lost.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from torch import nn
+
+from octavo.errors import QuantizationError
+from octavo.network.export import private_copy
+from octavo.network.graph import capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import Rule
+from octavo.network.target import Target
+from octavo.workflow.goal import Evaluate, Goal, Score
+from octavo.workflow.search import MeasureAll, one_after_the_other
+from octavo.workflow.study import Trial, pack_stats, unpack_stats
+from octavo.workflow.trial import Bench, Candidate, measure
+
+RETRIES = 3  # of a trial whose worker was lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """A `Bench` as it travels: a captured graph cannot be pickled, so the model goes and is captured again."""
+
+    network: nn.Module
+    example: Any
+    dynamic_axes: tuple[int, ...]
+    rules: tuple[Rule, ...]
+    target: Target
+    stats: bytes
+    evaluate: Evaluate
+    goal: Goal
+    engine: str
+    reference: Score
+    model: str
+    data: str
+
+    def unpacked(self) -> Bench:
+        """The bench on this machine."""
+        graph = capture(self.network, self.example, dynamic_axes=self.dynamic_axes)
+        return Bench(
+            graph=graph,
+            plan=make_plan(graph, self.rules, target=self.target),
+            stats=unpack_stats(self.stats),
+            evaluate=self.evaluate,
+            goal=self.goal,
+            engine=self.engine,
+            reference=self.reference,
+            model=self.model,
+            data=self.data,
+        )
+
+
+def packed(bench: Bench, model: nn.Module) -> Parcel:
+    """What another machine needs to measure candidates of `bench`."""
+    graph, plan = bench.graph, bench.plan
+    return Parcel(
+        network=private_copy(model),
+        example=graph.example_kwargs or graph.example_args,
+        dynamic_axes=graph.dynamic_axes,
+        rules=plan.rules,
+        target=plan.target,
+        stats=pack_stats(bench.stats),
+        evaluate=bench.evaluate,
+        goal=bench.goal,
+        engine=bench.engine,
+        reference=bench.reference,
+        model=bench.model,
+        data=bench.data,
+    )
+
+
+_benches: dict[tuple[str, str], Bench] = {}  # of this worker: a model is captured once
+
+
+def _measure_parcel(parcel: Parcel, candidate: Candidate, rung: str) -> Trial:
+    name = (parcel.model, parcel.data)
+    if name not in _benches:
+        _benches[name] = parcel.unpacked()
+    return measure(_benches[name], candidate, rung)
+
+
+@contextmanager
+def measured_on(where: Literal["ray"] | None, model: nn.Module) -> Iterator[MeasureAll]:
+    """The way to measure several candidates: here, or on the Ray cluster that is connected, else one of this machine.
+
+    raises  QuantizationError if Ray is asked for and not installed, or `where` is something else
+    """
+    if where is None:
+        yield one_after_the_other
+        return
+    if where != "ray" or find_spec("ray") is None:
+        raise QuantizationError(
+            asked=f"run trials on {where!r}",
+            seen="Ray is not installed" if where == "ray" else "only Ray spreads trials",
+            remedy="pip install 'octavo[distributed]'" if where == "ray" else 'pass trials_on="ray", or leave it out',
+        )
+    import ray  # noqa: PLC0415 (an extra)
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        yield _on_ray(ray, model)
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _on_ray(ray: Any, model: nn.Module) -> MeasureAll:
+    remote = ray.remote(max_retries=RETRIES)(_measure_parcel)
+    parcels: list[Any] = []
+
+    def measure_all(
+        bench: Bench, candidates: Sequence[Candidate], rung: str
+    ) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
+        if not parcels:
+            for part in (bench.evaluate, type(model)):
+                _send_by_value(ray, part)
+            parcels.append(ray.put(packed(bench, model)))
+        waiting = {remote.remote(parcels[0], candidate, rung): candidate for candidate in candidates}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(ready), lambda ready=ready: ray.get(ready)  # type: ignore[misc]
+
+    return measure_all
+
+
+def _send_by_value(ray: Any, part: Any) -> None:
+    """Let Ray send the module of `part` along, if other machines cannot import it: a recipe, a notebook, a test."""
+    module = inspect.getmodule(part)
+    if module is None or module.__name__ == "__main__":
+        return
+    if find_spec_of(module.__name__) is None:
+        ray.cloudpickle.register_pickle_by_value(module)
+
+
+def find_spec_of(name: str) -> Any:
+    """How `name` would be imported by another process; None if it could not be."""
+    loaded = sys.modules.pop(name, None)  # it may be there only because somebody put it there
+    try:
+        return find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    finally:
+        if loaded is not None:
+            sys.modules[name] = loaded

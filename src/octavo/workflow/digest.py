@@ -1,0 +1,75 @@
+"""Digests: SHA-256 of what determines a result, so that a study knows when it has seen it before."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from octavo.errors import QuantizationError
+from octavo.network.edit import attribute
+from octavo.network.graph import Graph
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hexadecimal SHA-256 of the names, dtypes, shapes and bytes, in this order; wherever the tensors are."""
+    return digest_of_batch([[name, tensor] for name, tensor in tensors])
+
+
+def digest_of_graph(graph: Graph) -> str:
+    """Hexadecimal SHA-256 of what the network computes: its operations, and every tensor that they read by name."""
+    module = graph.module
+    reads = [node for node in module.graph.nodes if node.op == "get_attr"]  # constants are no parameters, nor buffers
+    tensors = digest_of_tensors((str(node.target), attribute(module, node)) for node in reads)
+    return digest_of_batch([module.code, str(module._in_spec), str(module._out_spec), tensors])
+
+
+def digest_of_batch(batch: Any) -> str:
+    """Hexadecimal SHA-256 of tensors, arrays and plain values in mappings, tuples and lists.
+
+    The order of a mapping does not count, nor whether a sequence is a tuple or a list: networks read both alike.
+
+    raises  QuantizationError for a value of any other type
+    """
+    digest = hashlib.sha256()
+    for part in _parts(batch):
+        size = part.nbytes if isinstance(part, memoryview) else len(part)
+        digest.update(size.to_bytes(8, "little"))  # so that no two lists of parts look alike when joined
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[bytes | memoryview]:
+    match value:
+        case Tensor():
+            yield f"tensor {value.dtype} {list(value.shape)}".encode()
+            yield _bytes(value)
+        case np.ndarray() if value.dtype.kind in "biufc":
+            yield from _parts(torch.as_tensor(value.copy()))
+        case Mapping():
+            yield f"mapping of {len(value)}".encode()
+            for key in sorted(value, key=ascii):
+                yield from _parts(key)
+                yield from _parts(value[key])
+        case tuple() | list():
+            yield f"sequence of {len(value)}".encode()
+            for item in value:
+                yield from _parts(item)
+        case _ if isinstance(value, PLAIN):
+            yield f"{type(value).__name__} {value!a}".encode()
+        case _:
+            raise QuantizationError(
+                asked="recognize a batch when it comes again",
+                seen=f"it holds a {type(value).__name__}",
+                remedy="give tensors, arrays and plain values, in dicts, tuples and lists",
+            )
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return flat.data

@@ -1,0 +1,166 @@
+"""What is asked for, and whether a candidate gives it: the drop that is allowed, and how sure the samples let us be."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo.errors import QuantizationError
+from octavo.recovery.evaluate import paired_interval
+
+Evaluate = Callable[..., Any]
+
+PARTS = 8  # of the samples: after each, a hopeless candidate is abandoned
+HOPELESS = 4.0  # standard errors: a candidate that far beyond the goal is turned down wrongly once in 30 000 times
+FEWEST = 64  # samples before a standard error is believed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What `evaluate` said of one network.
+
+    metric     its one number, or the mean of its per-sample scores
+    samples    the per-sample scores, None if it returned one number
+    abandoned  whether scoring stopped early: `samples` are then the first ones only
+    """
+
+    metric: float
+    samples: tuple[float, ...] | None = None
+    abandoned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A candidate beside the float network.
+
+    drop      what is lost, in units of the metric; negative if the candidate is better
+    interval  between which bounds the drop lies, paired bootstrap; None without per-sample scores
+    met       whether the drop is within the goal
+    settled   whether it is so beyond the noise of the samples, or as far as so few samples can tell
+    too_few   whether the samples are too few to certify the goal, for a network this far from float
+    """
+
+    drop: float
+    interval: tuple[float, float] | None
+    met: bool
+    settled: bool
+    too_few: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """How much may be lost.
+
+    max_drop          0.01 is 1 % of the float metric if `relative`, else 0.01 of the metric's own unit
+    higher_is_better  of the metric
+    confidence        of the intervals
+    raises            QuantizationError for a max_drop that is negative or no number
+    """
+
+    max_drop: float = 0.01
+    relative: bool = True
+    higher_is_better: bool = True
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_drop) and self.max_drop >= 0 and 0 < self.confidence < 1):
+            raise QuantizationError(
+                asked=f"stay within a drop of {self.max_drop} with confidence {self.confidence}",
+                seen="a drop is a number from 0 up, a confidence one between 0 and 1",
+                remedy="pass max_drop=0.01 for one per cent of the float metric",
+            )
+
+    def __str__(self) -> str:
+        return f"{100 * self.max_drop:g} %" if self.relative else f"{self.max_drop:g}"
+
+    def allowed(self, reference: Score) -> float:
+        """The largest drop that meets the goal, in units of the metric."""
+        return self.max_drop * (abs(reference.metric) if self.relative else 1.0)
+
+    def judge(self, reference: Score, candidate: Score) -> Verdict:
+        """How `candidate` stands to the float network's score."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        allowed = self.allowed(reference)
+        if reference.samples is None or candidate.samples is None or candidate.abandoned:
+            drop = sign * (reference.metric - candidate.metric)
+            met = drop <= allowed and not candidate.abandoned
+            return Verdict(drop=drop, interval=None, met=met, settled=met, too_few=False)
+        wanted, found = (sign * torch.tensor(score.samples, dtype=torch.float64) for score in (reference, candidate))
+        interval = paired_interval(wanted, found, confidence=self.confidence)
+        met = interval.drop <= allowed
+        too_few = interval.high - interval.drop > allowed
+        settled = interval.high <= allowed or (met and too_few)
+        return Verdict(
+            drop=interval.drop, interval=(interval.low, interval.high), met=met, settled=settled, too_few=too_few
+        )
+
+    def hopeless(self, reference: Score, seen: Sequence[float]) -> bool:
+        """Whether a candidate with these scores of the first samples cannot reach the goal on those that are left."""
+        assert reference.samples is not None
+        if len(seen) < FEWEST:
+            return False
+        sign = 1.0 if self.higher_is_better else -1.0
+        lost = sign * (torch.tensor(reference.samples[: len(seen)]) - torch.tensor(seen)).double()
+        error = lost.std().item() / math.sqrt(len(seen))
+        return lost.mean().item() - HOPELESS * error > self.allowed(reference)
+
+
+def score(evaluate: Evaluate, model: Any, *, reference: Score | None = None, goal: Goal | None = None) -> Score:
+    """What `evaluate` says of `model`; in parts, if it takes `samples=slice` and there is a reference to compare with.
+
+    evaluate  (model) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice of the samples
+              to score, it is called part by part and left as soon as the goal is out of reach
+    raises    QuantizationError for a score that is NaN or infinite, no samples, or another number of them than before
+    """
+    parts = goal is not None and reference is not None and reference.samples is not None and _takes_slices(evaluate)
+    with torch.no_grad():
+        found = _scored_in_parts(evaluate, model, reference, goal) if parts else _as_score(evaluate(model))  # type: ignore[arg-type]
+    if reference is not None and not found.abandoned and not _as_many(reference, found):
+        raise QuantizationError(
+            asked="compare two networks sample by sample",
+            seen=f"evaluate returned {_count(reference)} for the float network and {_count(found)} now",
+            remedy="score the same samples in the same order at every call",
+        )
+    return found
+
+
+def _scored_in_parts(evaluate: Evaluate, model: Any, reference: Score, goal: Goal) -> Score:
+    assert reference.samples is not None
+    total = len(reference.samples)
+    size = math.ceil(total / PARTS)
+    seen: list[float] = []
+    for start in range(0, total, size):
+        seen += _as_score(evaluate(model, samples=slice(start, min(start + size, total)))).samples or ()
+        if start + size < total and goal.hopeless(reference, seen):
+            return Score(metric=sum(seen) / len(seen), samples=tuple(seen), abandoned=True)
+    return _as_score(seen)
+
+
+def _takes_slices(evaluate: Evaluate) -> bool:
+    return "samples" in inspect.signature(evaluate).parameters
+
+
+def _as_score(value: Any) -> Score:
+    """One number or per-sample scores, in whatever form: numbers, a list, an array, a tensor."""
+    found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if found.numel() == 0 or not bool(torch.isfinite(found).all()):
+        raise QuantizationError(
+            asked="score a network",
+            seen="evaluate returned no scores" if found.numel() == 0 else "evaluate returned NaN or infinity",
+            remedy="return one number, or one finite number for every sample",
+        )
+    if found.ndim == 0:
+        return Score(metric=float(found))
+    samples = tuple(found.flatten().tolist())
+    return Score(metric=math.fsum(samples) / len(samples), samples=samples)
+
+
+def _as_many(reference: Score, found: Score) -> bool:
+    return _count(reference) == _count(found)
+
+
+def _count(found: Score) -> str:
+    return "one number" if found.samples is None else f"{len(found.samples)} scores"

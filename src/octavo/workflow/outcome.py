@@ -1,0 +1,169 @@
+"""What a search came back with, as values, as the JSON record of a run, and as one paragraph."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+from octavo.network.plan import Coverage
+from octavo.recovery.evaluate import machine, versions
+from octavo.recovery.sensitivity import Sensitivity
+from octavo.workflow.goal import Goal, Score, Verdict
+from octavo.workflow.study import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungRecord:
+    """One rung of the road: how many trials it took, the best metric after it, and the seconds of its trials."""
+
+    rung: str
+    trials: int
+    best: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The best integer network that was found, and how it was found.
+
+    met            whether the goal is met
+    model          the network on its engine, called like the user's model
+    graph, params  what it was compiled from: `octavo.compile` them for another engine
+    reference      the float network's score
+    best           the trial that `model` was
+    verdict        how that trial stands to the float network
+    trials, rungs  all that was tried
+    sensitivities  every layer's, the most sensitive first, if partial quantization was needed
+    stopped        why the search ended
+    """
+
+    met: bool
+    model: Callable[..., Any]
+    graph: Graph
+    params: Params
+    engine: str
+    goal: Goal
+    reference: Score
+    best: Trial
+    verdict: Verdict
+    trials: tuple[Trial, ...]
+    rungs: tuple[RungRecord, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    stopped: str
+
+    @property
+    def metric(self) -> float:
+        """The integer network's."""
+        return self.best.metric
+
+    @property
+    def kept_float(self) -> tuple[str, ...]:
+        """The layers that are left in float."""
+        return self.best.kept_float
+
+    @property
+    def coverage(self) -> Coverage:
+        """How many of the compute-heavy operations run on integers."""
+        return self.params.plan.coverage
+
+    @property
+    def summary(self) -> str:
+        """What was done and why it stopped, in one paragraph."""
+        return summary(self)
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON: no tensors, no networks."""
+        verdict = self.verdict
+        samples = len(self.reference.samples) if self.reference.samples is not None else None
+        return {
+            "engine": self.engine,
+            "target": self.params.plan.target.name,
+            "method": self.best.method,
+            "metric": {
+                "name": "evaluate",
+                "float": self.reference.metric,
+                "int8": self.best.metric,
+                "drop": verdict.drop,
+                "samples": samples,
+            },
+            "met": self.met,
+            "max_drop": self.goal.max_drop,
+            "relative": self.goal.relative,
+            "interval": list(verdict.interval) if verdict.interval else None,
+            "too_few_samples": verdict.too_few,
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
+            "kept_float": list(self.kept_float),
+            "sensitivities": [asdict(row) for row in self.sensitivities],
+            "summary": self.summary,
+            "coverage": coverage_record(self.coverage),
+            "versions": versions(),
+            "machine": machine(),
+        }
+
+
+def coverage_record(coverage: Coverage) -> dict[str, Any]:
+    """{"quantized", "total", "kept_float": [{"site", "reason"}]}."""
+    return {**asdict(coverage), "kept_float": [asdict(kept) for kept in coverage.kept_float]}
+
+
+def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
+    return {
+        "id": number,
+        "rung": trial.rung,
+        "method": trial.method,
+        "kept_float": list(trial.kept_float),
+        "metric": None if trial.error else trial.metric,
+        "abandoned": trial.abandoned,
+        "error": trial.error,
+        "seconds": round(trial.seconds, 3),
+    }
+
+
+def rung_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[RungRecord, ...]:
+    """The rungs that `trials` belong to, in order."""
+    records: list[RungRecord] = []
+    best: float | None = None
+    for rung in dict.fromkeys(trial.rung for trial in trials):
+        own = [trial for trial in trials if trial.rung == rung]
+        metrics = [trial.metric for trial in own if trial.error is None and not trial.abandoned]
+        candidates = metrics if best is None else [*metrics, best]
+        best = (max if higher_is_better else min)(candidates, default=None)
+        seconds = round(math.fsum(trial.seconds for trial in own), 3)
+        records.append(RungRecord(rung=rung, trials=len(own), best=best, seconds=seconds))
+    return tuple(records)
+
+
+def summary(result: Result) -> str:
+    """What was done and why it stopped, in one paragraph."""
+    goal, verdict, best = result.goal, result.verdict, result.best
+    kept = f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""
+    lines = [
+        f"The float network scores {result.reference.metric:.6g}; the goal allows a drop of {goal}, "
+        f"{goal.allowed(result.reference):.4g}.",
+        f"Of {len(result.trials)} trials on {_rungs(result.rungs)} the best is {best.method} calibration{kept}: "
+        f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
+        f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
+    ]
+    if verdict.too_few and verdict.interval:
+        lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
+    if verdict.interval is None and result.reference.samples is None:
+        lines.append("evaluate returned one number, so there is no interval; per-sample scores would give one.")
+    return " ".join(lines)
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _rungs(rungs: Sequence[RungRecord]) -> str:
+    return "the rung " + rungs[0].rung if len(rungs) == 1 else "the rungs " + ", ".join(rung.rung for rung in rungs)
+
+
+def _interval(result: Result) -> str:
+    if result.verdict.interval is None:
+        return ""
+    low, high = result.verdict.interval
+    return f" ({100 * result.goal.confidence:g} % interval {low:.4g} … {high:.4g})"

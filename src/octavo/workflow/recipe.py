@@ -1,0 +1,268 @@
+"""`quantize`: the paper's road in one call (Wu et al. 2020, §6), within a budget, never losing a trial.
+
+    calibrate by several methods ─▶ repair ─▶ leave the most sensitive layers in float ─▶ train
+
+Each rung is tried only if those before missed the goal; `rungs.py` has them. The study in `out` keeps every trial: a
+run that was killed and is started again goes on where it was.
+"""
+
+import inspect
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Stats, observe
+from octavo.network.export import private_copy
+from octavo.network.graph import Graph, capture
+from octavo.network.plan import Plan, make_plan
+from octavo.network.ranks import by_first, is_first
+from octavo.network.rule import EVERYTHING, Rule
+from octavo.network.target import TARGETS, Target
+from octavo.recovery.sensitivity import Sensitivity
+from octavo.workflow.cluster import measured_on
+from octavo.workflow.digest import digest_of_batch, digest_of_graph
+from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
+from octavo.workflow.outcome import Result, rung_records
+from octavo.workflow.rungs import Prefer, Road, walk
+from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
+from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
+from octavo.workflow.trial import Bench, Candidate, engine_named, network_of, params_of
+from octavo.workflow.view import View
+
+
+def quantize(
+    model: nn.Module,
+    *,
+    calibration: Iterable[Any],
+    evaluate: Evaluate,
+    max_drop: float = 0.01,
+    relative: bool = True,
+    higher_is_better: bool = True,
+    confidence: float = 0.95,
+    example: Any = None,
+    dynamic_axes: Sequence[int] = (0,),
+    rules: Sequence[Rule] = (EVERYTHING,),
+    target: Target | str | None = None,
+    engine: str = "auto",
+    prefer: Prefer = "accuracy",
+    budget: str | float | None = None,
+    trials: int | None = None,
+    trials_on: Literal["ray"] | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Result:
+    """The best integer network that is found for `model`, whether or not it meets the goal. The model is never touched.
+
+    calibration   batches in the form of `capture`'s example, with or without labels; read several times
+    evaluate      (network) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice, hopeless
+                  candidates are abandoned half-way
+    max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
+    example       by default the first calibration batch, without what `forward` does not take
+    rules, target see `make_plan`; by default everything, for the engine
+    engine        that candidates are scored on: "auto" takes the fastest installed, else the simulation
+    prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
+    budget        "30m", or seconds; `trials`: how many. On reaching either, or on Ctrl-C, the best so far is returned
+    trials_on     "ray": independent trials run side by side on a Ray cluster
+    out           folder for the study and result.json; the same folder resumes. None keeps nothing
+    raises        QuantizationError if there is nothing to quantize, and if not a single candidate could be scored
+    """
+    goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
+    limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
+    engine = engine_named(engine)
+    batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+    graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
+    plan = make_plan(graph, rules, target=target or TARGETS.get(engine, TARGETS["paper"]))
+    with _folder(out) as folder:
+        stats = _statistics(folder, graph, plan, batches, progress)
+
+        def search() -> Findings:
+            with Study(folder) as study:
+                reference = _reference(study, graph, model, evaluate)
+                bench = Bench(
+                    graph=graph,
+                    plan=plan,
+                    stats=stats,
+                    evaluate=evaluate,
+                    goal=goal,
+                    engine=engine,
+                    reference=reference,
+                    model=digest_of_graph(graph),
+                    data=trial_key(
+                        stats=sha256(pack_stats(stats)).hexdigest(),
+                        reference=asdict(reference),
+                        evaluate=source_of(evaluate),
+                    ),
+                )
+                console = Console() if progress else None
+                with (
+                    View(console, seconds=limit.seconds, trials=limit.trials) as view,
+                    measured_on(trials_on, model) as measure_all,
+                ):
+                    found = Search(bench=bench, study=study, budget=limit, view=view, measure_all=measure_all)
+                    return walked(found, Road(batches, prefer))
+
+        result = _result(by_first(search), graph, plan, stats, goal, engine)
+        if out is not None and is_first():
+            save_record(folder, result.record())
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a search found, without networks: it travels between processes."""
+
+    reference: Score
+    trials: tuple[Trial, ...]
+    best: Trial
+    verdict: Verdict
+    sensitivities: tuple[Sensitivity, ...]
+    stopped: str
+
+
+def walked(search: Search, road: Road) -> Findings:
+    """Walk the road to its end, to the end of the budget, or until Ctrl-C.
+
+    raises  QuantizationError if not a single candidate could be scored
+    """
+    try:
+        rungs = list(walk(search, road))
+        stopped = f"the rung {rungs[-1]} met the goal" if search.settled() else "no rung is left to try"
+    except BudgetSpentError as spent:
+        stopped = str(spent)
+    except KeyboardInterrupt:
+        stopped = "it was interrupted"
+    best = search.best()
+    if best is None:
+        raise QuantizationError(
+            asked="find an integer network that keeps its accuracy",
+            seen=f"{stopped} before a single candidate could be scored"
+            + "".join(f" ({trial.error})" for trial in search.trials[:1]),
+            remedy='see what the first candidate failed at, or try engine="simulation"',
+        )
+    return Findings(
+        reference=search.bench.reference,
+        trials=tuple(search.trials),
+        best=best,
+        verdict=search.verdict(best),
+        sensitivities=road.sensitivities,
+        stopped=stopped,
+    )
+
+
+def _result(found: Findings, graph: Graph, plan: Plan, stats: Stats, goal: Goal, engine: str) -> Result:
+    candidate = Candidate(method=found.best.method, kept_float=found.best.kept_float)
+    params = params_of(graph, plan, stats, candidate)
+    return Result(
+        met=found.verdict.met,
+        model=network_of(graph, params, engine),
+        graph=graph,
+        params=params,
+        engine=engine,
+        goal=goal,
+        reference=found.reference,
+        best=found.best,
+        verdict=found.verdict,
+        trials=found.trials,
+        rungs=rung_records(found.trials, higher_is_better=goal.higher_is_better),
+        sensitivities=found.sensitivities,
+        stopped=found.stopped,
+    )
+
+
+def save_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write result.json whole or not at all."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    unfinished = folder / "result.json.part"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(folder / "result.json")
+
+
+def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
+    """The first batch, without the labels behind the inputs that `model.forward` does not take.
+
+    raises  QuantizationError for no batches
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        raise QuantizationError(
+            asked="calibrate",
+            seen="the calibration data is empty",
+            remedy="give at least one batch, in a list or a loader that can be read more than once",
+        )
+    if not isinstance(batch, tuple | list):
+        return batch
+    if batch and isinstance(batch[0], Mapping):
+        return batch[0]
+    signature = inspect.signature(model.forward)
+    fitting = [count for count in range(len(batch), 0, -1) if _fits(signature, batch[:count])]
+    return tuple(batch[: fitting[0]] if fitting else batch)
+
+
+def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="octavo-") as temporary:
+            yield Path(temporary)
+    else:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        yield Path(out)
+
+
+def _statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
+    """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
+    first = digest_of_batch(next(iter(batches)))
+    length = len(batches) if isinstance(batches, Sized) else None
+    sites = [site.name for quantizer in plan.quantizers for site in quantizer.sites]
+    name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, first=first, length=length)
+
+    def stored() -> bytes | None:
+        with Study(folder) as study:
+            return study.blob(name)
+
+    data = by_first(stored)
+    if data is not None:
+        return unpack_stats(data)
+    stats = observe(graph, plan, batches, progress=progress and is_first())
+
+    def keep() -> None:
+        with Study(folder) as study:
+            study.keep(name, pack_stats(stats))
+
+    by_first(keep)
+    return stats
+
+
+def source_of(evaluate: Evaluate) -> str:
+    """Its source code, so that a study knows a score by another `evaluate` from its own; "" where there is none."""
+    try:
+        return inspect.getsource(evaluate)
+    except (OSError, TypeError):
+        return ""
+
+
+def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
+    """The float network's score, kept in the study."""
+
+    def measure() -> bytes:
+        return json.dumps(asdict(score(evaluate, private_copy(model)))).encode()
+
+    key = trial_key(model=digest_of_graph(graph), evaluate=source_of(evaluate))
+    kept = json.loads(study.once(f"reference-{key}", measure))
+    return Score(metric=kept["metric"], samples=None if kept["samples"] is None else tuple(kept["samples"]))

@@ -1,0 +1,215 @@
+"""`octavo run`: a recipe file, or the folder of an earlier run, through `quantize` to a folder with all that was found.
+
+A recipe is a Python file with `model()`, `calibration()` and `evaluate(model)`, and optionally `example()`,
+`train(model)` and `options()`, a dict of further arguments of `quantize`.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from octavo.engines import available
+from octavo.errors import QuantizationError
+from octavo.network.export import private_copy
+from octavo.network.graph import call_arguments
+from octavo.network.ranks import is_first
+from octavo.recovery.evaluate import agreement, sqnr_db
+from octavo.workflow.goal import Evaluate
+from octavo.workflow.outcome import Result
+from octavo.workflow.recipe import quantize, save_record
+from octavo.workflow.table import show
+from octavo.workflow.timing import contestants, latency, latency_record
+
+SETTINGS = "run.json"
+
+
+class Settings(BaseModel):
+    """What a run was started with: written to its folder, so that the folder alone resumes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: str
+    max_drop: str
+    budget: str | None = None
+    trials: int | None = None
+    prefer: str = "accuracy"
+    engine: str = "auto"
+    trials_on: str | None = None
+    rounds: int = 20
+
+    def drop(self) -> dict[str, Any]:
+        """ "1%" is relative to the float metric, "0.5" is in its own unit."""
+        number = self.max_drop.strip().removesuffix("%")
+        relative = number != self.max_drop.strip()
+        try:
+            return {"max_drop": float(number) / (100 if relative else 1), "relative": relative}
+        except ValueError as error:
+            raise QuantizationError(
+                asked=f"allow a drop of {self.max_drop!r}",
+                seen="it is no number",
+                remedy="write 1% (of the float metric) or 0.5 (in its own unit)",
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a recipe file defines."""
+
+    name: str
+    model: Callable[[], Any]
+    calibration: Callable[[], Any]
+    evaluate: Evaluate
+    example: Callable[[], Any] | None
+    train: Callable[[Any], Any] | None
+    options: Callable[[], dict[str, Any]]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in the file `path`.
+
+    raises  QuantizationError if there is no such file, or it lacks one of the three functions
+    """
+    if not path.is_file():
+        raise QuantizationError(
+            asked=f"run the recipe {path}",
+            seen="there is no such file",
+            remedy="pass a Python file with model(), calibration() and evaluate(model), or the folder of a run",
+        )
+    module = _imported(path)
+    missing = [name for name in ("model", "calibration", "evaluate") if not callable(getattr(module, name, None))]
+    if missing:
+        raise QuantizationError(
+            asked=f"run the recipe {path}",
+            seen=f"it does not define {', '.join(f'{name}()' for name in missing)}",
+            remedy="define model(), calibration() and evaluate(model); examples/ has five of them",
+        )
+    return Recipe(
+        name=path.stem,
+        model=module.model,
+        calibration=module.calibration,
+        evaluate=module.evaluate,
+        example=getattr(module, "example", None),
+        train=getattr(module, "train", None),
+        options=getattr(module, "options", dict),
+    )
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))  # a recipe may import what lies beside it
+    sys.modules[path.stem] = module  # so that its functions can be pickled
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings_of(what: Path, **given: Any) -> Settings:
+    """The settings for a recipe file, or those that the folder `what` was started with; `given` values go before both.
+
+    raises  QuantizationError for a folder that is no run's, or whose settings are damaged
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if not what.is_dir():
+        return Settings(recipe=str(what.resolve()), **{"max_drop": "1%"} | given)
+    try:
+        stored = Settings.model_validate_json((what / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise QuantizationError(
+            asked=f"resume the run in {what}",
+            seen=f"its {SETTINGS} is missing or damaged",
+            remedy="start it again from the recipe: octavo run RECIPE.py --out " + str(what),
+        ) from error
+    if not Path(stored.recipe).is_file():
+        stored = stored.model_copy(update={"recipe": str((what / "recipe.py").resolve())})
+    return stored.model_copy(update=given)
+
+
+def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
+    """Quantize by the recipe; print what was found; write `out`/result.json, model.onnx, and return the record."""
+    path = Path(settings.recipe)
+    recipe = load_recipe(path)
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SETTINGS).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if path.resolve() != (out / "recipe.py").resolve():
+            shutil.copyfile(path, out / "recipe.py")
+    model = recipe.model()
+    calibration = list(recipe.calibration())
+    arguments: dict[str, Any] = {
+        **settings.drop(),
+        "budget": settings.budget,
+        "trials": settings.trials,
+        "prefer": settings.prefer,
+        "engine": settings.engine,
+        "trials_on": settings.trials_on,
+        "example": recipe.example() if recipe.example else None,
+        **recipe.options(),
+    }
+    if recipe.train is not None:
+        console.print("[dim]train(model) is not called: there is no training rung yet[/dim]")
+    result = quantize(model, calibration=calibration, evaluate=recipe.evaluate, out=out, **arguments)
+    record = {"model": recipe.name} | result.record()
+    if is_first():
+        record |= _deployed(result, model, calibration[0], out, settings.rounds)
+        save_record(out, record)
+        show(record, console)
+        console.print(result.summary, markup=False)
+        console.print(f"written to {out / 'result.json'}")
+    return record
+
+
+def _deployed(result: Result, model: Any, batch: Any, out: Path, rounds: int) -> dict[str, Any]:
+    """Distance, size and time of the network as it would be deployed, beside the float one."""
+    graph = result.graph
+    example = graph.example_kwargs or graph.example_args
+    float_model = private_copy(model)
+    models = contestants(graph, float_model, result.model)
+    args, kwargs = call_arguments(example)
+    with torch.inference_mode():
+        reference, quantized = float_model(*args, **kwargs), result.model(*args, **kwargs)
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    return {
+        "agreement": _agreement(reference, quantized),
+        "sqnr_db": _finite(sqnr_db(tree_leaves(reference), tree_leaves(quantized))),
+        "size_mb": _sizes(result, out),
+        **latency_record(*latency(models, example, rounds=rounds)),
+        "batch": leaves[0].shape[0] if leaves and leaves[0].ndim else 1,
+    }
+
+
+def _agreement(reference: Any, quantized: Any) -> float | None:
+    """Of class scores [N, classes]; None for any other output."""
+    wanted, found = tree_leaves(reference), tree_leaves(quantized)
+    if len(wanted) != 1 or not isinstance(wanted[0], Tensor) or wanted[0].ndim != 2:
+        return None
+    return agreement(wanted[0], found[0])
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _sizes(result: Result, out: Path) -> dict[str, float | None]:
+    """Megabytes of the ONNX models; the int8 one is written to `out`. None where ONNX cannot say the network."""
+    if "openvino" not in available():
+        return {"float": None, "int8": None}
+    from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (its packages may be missing)
+
+    try:
+        size = {"float": export_onnx(result.graph, None).ByteSize() / 1e6}
+        return size | {"int8": export_onnx(result.graph, result.params, path=out / "model.onnx").ByteSize() / 1e6}
+    except QuantizationError:
+        return {"float": None, "int8": None}

@@ -1,0 +1,132 @@
+"""The rungs of the paper's road, in order (Wu et al. 2020, §6): each is tried only if those before missed the goal.
+
+A rung is a function of the search; it measures candidates until it has none left. A new technique is a new row of
+`RUNGS`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Literal
+
+from octavo.network.partial import layers
+from octavo.recovery.sensitivity import Sensitivity, exact
+from octavo.workflow.search import Search
+from octavo.workflow.trial import Candidate, params_of
+
+PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
+MORE_METHODS = ("99.9", "99.9999", "mse")
+SENSITIVITY_BATCHES = 2  # of the calibration data: ranks what full evaluations then decide
+
+Rung = Callable[[Search, "Road"], None]
+Prefer = Literal["accuracy", "latency"]
+
+
+class Road:
+    """What the rungs need beside the search.
+
+    calibration  the batches, to rank layers on
+    prefer       "accuracy": leave as few layers in float as possible; "latency": those that cost least time
+    """
+
+    def __init__(self, calibration: Any, prefer: Prefer = "accuracy") -> None:
+        self.calibration, self.prefer = calibration, prefer
+        self.sensitivities: tuple[Sensitivity, ...] = ()
+
+
+def calibration(search: Search, road: Road) -> None:
+    """Rung a: post-training quantization by the methods that the paper compares."""
+    search.measure([Candidate(method=method) for method in PAPER_METHODS], "ptq")
+
+
+def more_calibration(search: Search, road: Road) -> None:
+    """Rung a, continued: the percentiles further out, and least squares."""
+    search.measure([Candidate(method=method) for method in MORE_METHODS], "ptq_more")
+
+
+def partial(search: Search, road: Road) -> None:
+    """Rung c: the smallest set of layers left in float that meets the goal, from the best calibration so far."""
+    best = search.best()
+    if best is None:
+        return
+    bench = search.bench
+    order = layers(bench.graph, bench.plan)
+    search.view.doing("sensitivity of every layer")
+    road.sensitivities = _sensitivities(search, road, best.method)
+    ranked = [row.layer for row in sorted(road.sensitivities, key=_gain(road.prefer), reverse=True)]
+
+    def works(kept: Sequence[str]) -> bool:
+        (trial,) = search.measure([Candidate(method=best.method, kept_float=_in_order(kept, order))], "partial")
+        return trial.error is None and search.verdict(trial).settled
+
+    smallest_set(ranked, works, trims=math.floor(math.log2(len(ranked))) + TRIMS if ranked else 0)
+
+
+TRIMS = 8  # attempts to put a layer back, beyond log₂ of their number
+
+
+def smallest_set(
+    ranked: Sequence[str], works: Callable[[Sequence[str]], bool], *, trims: int
+) -> tuple[str, ...] | None:
+    """The fewest layers to leave in float: the first k of `ranked`, k by bisection, then each put back if it can be.
+
+    ranked   layers, the one to leave in float first at the front
+    works    whether leaving these in float meets the goal; called at most ⌈log₂ N⌉ + trims times
+    returns  None if even leaving all but one in float does not work
+    """
+    fails, holds = 0, len(ranked)  # nothing in float is known to fail; everything in float is no quantized network
+    while holds - fails > 1:
+        middle = (fails + holds) // 2
+        fails, holds = (fails, middle) if works(ranked[:middle]) else (middle, holds)
+    if holds == len(ranked):
+        return None
+    kept = list(ranked[:holds])
+    for layer in kept[-2::-1][:trims]:  # without the last it was found to fail
+        without = [other for other in kept if other != layer]
+        if works(without):
+            kept = without
+    return tuple(kept)
+
+
+def _sensitivities(search: Search, road: Road, method: str) -> tuple[Sensitivity, ...]:
+    """One layer at a time, on some of the calibration data; kept in the study."""
+    bench = search.bench
+
+    def measure() -> bytes:
+        batches = list(islice(road.calibration, SENSITIVITY_BATCHES))
+        rows = exact(bench.graph, params_of(bench.graph, bench.plan, bench.stats, Candidate(method=method)), batches)
+        return json.dumps([asdict(row) for row in rows]).encode()
+
+    kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{method}-{_rules(search)}", measure)
+    return tuple(Sensitivity(**row) for row in json.loads(kept))
+
+
+def _rules(search: Search) -> str:
+    plan = search.bench.plan
+    return f"{plan.target.name}-{'-'.join(map(str, plan.rules))}"
+
+
+def _gain(prefer: Prefer) -> Callable[[Sensitivity], float]:
+    """What leaving a layer in float is worth: accuracy, or accuracy per millisecond."""
+    if prefer == "accuracy":
+        return lambda row: row.loss
+    return lambda row: row.loss / max(row.latency_ms, 1e-6)
+
+
+def _in_order(kept: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    return tuple(layer for layer in order if layer in set(kept))
+
+
+# Repairs (b, before "partial") and training (d, after it) will be rows of their own.
+RUNGS: Mapping[str, Rung] = {"ptq": calibration, "ptq_more": more_calibration, "partial": partial}
+
+
+def walk(search: Search, road: Road) -> Iterator[str]:
+    """Try rung after rung, naming each, until the goal is settled."""
+    for name, rung in RUNGS.items():
+        if search.settled():
+            return
+        yield name
+        rung(search, road)

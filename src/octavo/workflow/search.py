@@ -1,0 +1,144 @@
+"""A search under way: it measures candidates through the study, watches the budget, and knows the best so far."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from octavo.errors import QuantizationError
+from octavo.workflow.goal import Score, Verdict
+from octavo.workflow.study import Study, Trial
+from octavo.workflow.trial import Bench, Candidate, key_of, measure
+from octavo.workflow.view import View
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+# Measures independent candidates: (bench, candidates, rung) → each with a call that gives its trial, in any order.
+MeasureAll = Callable[[Bench, Sequence[Candidate], str], Iterator[tuple[Candidate, Callable[[], Trial]]]]
+
+
+class BudgetSpentError(Exception):
+    """The search may not start another trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When to stop: after so many seconds or so many trials, whichever comes first; None is without limit.
+
+    Trials that an earlier run of the same study measured count with the seconds they took then.
+    """
+
+    seconds: float | None = None
+    trials: int | None = None
+
+    def spent(self, seconds: float, trials: int) -> str | None:
+        """What was reached, None as long as there is some left."""
+        if self.trials is not None and trials >= self.trials:
+            return f"the budget of {self.trials} trials was spent"
+        if self.seconds is not None and seconds >= self.seconds:
+            return f"the budget of {self.seconds:g} seconds was spent"
+        return None
+
+
+def duration(text: str | float) -> float:
+    """Seconds: of a number, or of "90s", "30m", "2h", "1.5d".
+
+    raises  QuantizationError for anything else
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(text))
+    try:
+        seconds = float(match[1]) * UNITS[match[2] or "s"] if match else -1.0
+    except ValueError:
+        seconds = -1.0
+    if seconds <= 0:
+        raise QuantizationError(
+            asked=f"stay within a budget of {text!r}",
+            seen="it is no length of time",
+            remedy="write seconds, or 90s, 30m, 2h",
+        )
+    return seconds
+
+
+def one_after_the_other(
+    bench: Bench, candidates: Sequence[Candidate], rung: str
+) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
+    """Each candidate is measured in this process, when its turn comes."""
+    for candidate in candidates:
+        yield candidate, partial(measure, bench, candidate, rung)
+
+
+@dataclass(kw_only=True)
+class Search:
+    """The trials of one run, in the order in which they were asked for.
+
+    Everything it measures is in `study` before the next trial starts; what the study knows is not measured again.
+    """
+
+    bench: Bench
+    study: Study
+    budget: Budget
+    view: View
+    measure_all: MeasureAll = one_after_the_other
+    trials: list[Trial] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    _stored_seconds: float = 0.0
+
+    def measure(self, candidates: Sequence[Candidate], rung: str) -> list[Trial]:
+        """The trials of `candidates`.
+
+        raises  BudgetSpentError before a trial that the budget does not allow; the first one always is allowed
+        """
+        keys = [key_of(self.bench, candidate) for candidate in candidates]
+        known = {trial.key for trial in self.trials}
+        asked = {key: candidate for key, candidate in zip(keys, candidates, strict=True) if key not in known}
+        before = len(self.trials)
+        for candidate, call in self._calls(asked, rung):
+            self.check_budget()
+            self.view.trying(rung, candidate)
+            self.trials.append(self._journalled(key_of(self.bench, candidate), call))
+            self.view.tried(self.trials[-1], self.best())
+        order = list(asked)  # whichever was ready first
+        self.trials[before:] = sorted(self.trials[before:], key=lambda trial: order.index(trial.key))
+        return [next(trial for trial in self.trials if trial.key == key) for key in keys]
+
+    def _calls(self, asked: dict[str, Candidate], rung: str) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
+        """What the study knows first; then the rest is measured."""
+        stored = {trial.key: trial for trial in self.study.trials()}
+        for key, candidate in asked.items():
+            if key in stored:
+                yield candidate, partial(stored.__getitem__, key)
+        fresh = [candidate for key, candidate in asked.items() if key not in stored]
+        yield from self.measure_all(self.bench, fresh, rung)
+
+    def _journalled(self, key: str, call: Callable[[], Trial]) -> Trial:
+        before = time.monotonic()
+        trial = self.study.run(key, call)
+        self._stored_seconds += max(0.0, trial.seconds - (time.monotonic() - before))
+        return trial
+
+    def check_budget(self) -> None:
+        """Raise BudgetSpentError if there may be no other trial."""
+        spent = time.monotonic() - self.started + self._stored_seconds
+        reason = self.budget.spent(spent, len(self.trials))
+        if reason and self.trials:
+            raise BudgetSpentError(reason)
+
+    def verdict(self, trial: Trial) -> Verdict:
+        """How the trial stands to the float network."""
+        found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
+        return self.bench.goal.judge(self.bench.reference, found)
+
+    def settled(self) -> bool:
+        """Whether the goal is met, as surely as the samples can tell."""
+        return any(self.verdict(trial).settled for trial in self.trials if trial.error is None)
+
+    def best(self) -> Trial | None:
+        """The trial to return: of those that meet the goal the one with fewest layers in float, then the least drop."""
+        sound = [trial for trial in self.trials if trial.error is None]
+        return min(sound, key=self._rank, default=None)
+
+    def _rank(self, trial: Trial) -> tuple[bool, bool, bool, int, float]:
+        verdict = self.verdict(trial)
+        layers = len(trial.kept_float) if verdict.met else 0
+        return (trial.abandoned, not verdict.met, not verdict.settled, layers, verdict.drop)

@@ -1,0 +1,178 @@
+"""What is allowed, and how sure a score lets us be."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.errors import QuantizationError
+from octavo.workflow.goal import Goal, Score, score
+
+
+def samples(values) -> Score:
+    values = tuple(float(value) for value in values)
+    return Score(metric=sum(values) / len(values), samples=values)
+
+
+@pytest.mark.parametrize(
+    ("goal", "reference", "metric", "met"),
+    [
+        (Goal(max_drop=0.01), 80.0, 79.2, True),
+        (Goal(max_drop=0.01), 80.0, 79.19, False),
+        (Goal(max_drop=0.01), -80.0, -80.8, True),  # of the size of the metric, whatever its sign
+        (Goal(max_drop=0.5, relative=False), 80.0, 79.5, True),
+        (Goal(max_drop=0.5, relative=False), 80.0, 79.4, False),
+        (Goal(max_drop=0.01, higher_is_better=False), 4.0, 4.03, True),
+        (Goal(max_drop=0.01, higher_is_better=False), 4.0, 4.05, False),
+        (Goal(max_drop=0.0), 80.0, 80.0, True),
+        (Goal(max_drop=0.0), 80.0, 79.999, False),
+    ],
+)
+def test_one_number_is_compared_with_what_is_allowed(goal, reference, metric, met) -> None:
+    verdict = goal.judge(Score(metric=reference), Score(metric=metric))
+    sign = 1 if goal.higher_is_better else -1
+    assert verdict.drop == pytest.approx(sign * (reference - metric))
+    assert (verdict.met, verdict.settled, verdict.interval, verdict.too_few) == (met, met, None, False)
+
+
+def test_many_samples_certify_and_few_do_not() -> None:
+    def pair(number: int, worse: int) -> tuple[Score, Score]:
+        """Float gets 90 % right; the candidate differs on every twentieth sample and is worse on `worse` of them."""
+        reference = np.ones(number)
+        reference[: number // 10] = 0
+        candidate = reference.copy()
+        differing = np.arange(0, number, 20)
+        candidate[differing] = 1 - candidate[differing]
+        candidate[differing] = reference[differing]
+        flips = differing[: 2 * worse]
+        candidate[flips[:worse]], candidate[flips[worse:]] = 1 - reference[flips[:worse]], 1 - reference[flips[worse:]]
+        return samples(reference), samples(candidate)
+
+    certain = Goal(max_drop=0.02).judge(*pair(20_000, 20))
+    assert certain.met
+    assert certain.settled
+    assert not certain.too_few
+    low, high = certain.interval
+    assert low <= certain.drop <= high <= 0.018
+
+    few = Goal(max_drop=0.001).judge(samples([1, 1, 0, 1] * 20), samples([1, 1, 1, 1, 1, 0, 0, 1] * 10))
+    assert few.drop == 0
+    assert few.met
+    assert few.too_few
+    assert few.settled  # as far as these samples can tell
+
+
+def test_a_candidate_that_meets_the_goal_by_luck_is_not_settled_where_the_samples_could_tell() -> None:
+    reference, candidate = np.ones(10_000), np.ones(10_000)
+    candidate[:95] = 0  # 0.95 % lost of 1 % allowed: the interval reaches beyond, but is narrower than the goal
+    verdict = Goal(max_drop=0.01).judge(samples(reference), samples(candidate))
+    assert verdict.met
+    assert not verdict.too_few
+    assert not verdict.settled
+
+
+def test_equal_scores_are_settled() -> None:
+    verdict = Goal(max_drop=0.0).judge(samples([1, 0, 1]), samples([1, 0, 1]))
+    assert (verdict.drop, verdict.interval, verdict.settled) == (0.0, (0.0, 0.0), True)
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "number"),
+    [
+        (0.5, 0.5, None),
+        (np.float32(0.25), 0.25, None),
+        (torch.tensor(3), 3.0, None),
+        ([1, 0, 1, 1], 0.75, 4),
+        (torch.tensor([True, False]), 0.5, 2),
+        (np.ones((3, 1)), 1.0, 3),
+        ((2.0,), 2.0, 1),
+    ],
+)
+def test_scores_in_every_form(value, metric, number) -> None:
+    found = score(lambda _: value, None)
+    assert found.metric == metric
+    assert (None if found.samples is None else len(found.samples)) == number
+
+
+@pytest.mark.parametrize("value", [math.nan, [1.0, math.inf], torch.tensor([math.nan])])
+def test_a_score_that_is_no_number_is_refused(value) -> None:
+    with pytest.raises(
+        QuantizationError, match="asked to score a network, but evaluate returned NaN or infinity; return"
+    ):
+        score(lambda _: value, None)
+
+
+def test_no_scores_are_refused() -> None:
+    with pytest.raises(QuantizationError, match="evaluate returned no scores; return one number"):
+        score(lambda _: [], None)
+
+
+@pytest.mark.parametrize(("value", "seen"), [([1, 1], "2 scores now"), (0.5, "one number now")])
+def test_another_number_of_samples_is_refused(value, seen) -> None:
+    with pytest.raises(QuantizationError, match=f"evaluate returned 3 scores for the float network and {seen}; score"):
+        score(lambda _: value, None, reference=samples([1, 0, 1]))
+
+
+def test_no_gradients_are_kept_while_scoring() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    kept = []
+
+    def evaluate(_):
+        kept.append(weight * 2)
+        return kept[-1]
+
+    score(evaluate, None)
+    assert not kept[0].requires_grad
+
+
+class Slices:
+    """An `evaluate` that can be called on a slice, and remembers on which it was."""
+
+    def __init__(self, scores) -> None:
+        self.scores, self.asked = scores, []
+
+    def __call__(self, _, samples=slice(None)):
+        self.asked.append(samples)
+        return self.scores[samples]
+
+
+def test_a_hopeless_candidate_is_left_half_way() -> None:
+    reference = samples(np.ones(1600))
+    evaluate = Slices((torch.rand(1600) > 0.3).float())
+    found = score(evaluate, None, reference=reference, goal=Goal(max_drop=0.05))
+    assert found.abandoned
+    assert evaluate.asked == [slice(0, 200)]
+    assert found.samples == tuple(evaluate.scores[:200].tolist())
+    verdict = Goal(max_drop=0.05).judge(reference, found)
+    assert (verdict.met, verdict.settled) == (False, False)
+
+
+def test_a_promising_candidate_is_scored_to_the_end() -> None:
+    scores = torch.ones(1601)
+    scores[::100] = 0
+    evaluate = Slices(scores)
+    found = score(evaluate, None, reference=samples(np.ones(1601)), goal=Goal(max_drop=0.05))
+    assert not found.abandoned
+    assert [part.start for part in evaluate.asked] == list(range(0, 1601, 201))
+    assert found.samples == tuple(scores.tolist())
+
+
+def test_where_lower_is_better_a_rising_score_is_hopeless() -> None:
+    reference = samples(torch.rand(1600).tolist())
+    worse = torch.tensor(reference.samples) + 1
+    goal = Goal(max_drop=0.05, higher_is_better=False)
+    assert score(Slices(worse), None, reference=reference, goal=goal).abandoned
+    assert not score(Slices(worse - 2), None, reference=reference, goal=goal).abandoned
+
+
+def test_without_a_reference_everything_is_scored_at_once() -> None:
+    evaluate = Slices(torch.zeros(100))
+    assert score(evaluate, None).metric == 0
+    assert evaluate.asked == [slice(None)]
+
+
+@pytest.mark.parametrize("max_drop", [-0.1, math.nan, math.inf])
+def test_a_goal_is_a_number_from_zero_up(max_drop) -> None:
+    with pytest.raises(QuantizationError, match="a drop is a number from 0 up"):
+        Goal(max_drop=max_drop)

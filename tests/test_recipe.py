@@ -1,0 +1,307 @@
+"""The whole road on small networks: which rungs it climbs, what it returns, and that nothing is measured twice."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.errors import QuantizationError
+from octavo.network.rule import Rule
+from octavo.workflow.recipe import first_inputs
+from octavo.workflow.search import Budget, duration
+from octavo.workflow.study import Study
+
+
+class Classifier(nn.Module):
+    """Eight linear layers; `scores` says how often a network agrees with it, sample by sample."""
+
+    def __init__(self, layers: int = 8) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(24, 24) for _ in range(layers - 1))
+        self.head = nn.Linear(24, 6)
+
+    def forward(self, x):
+        for layer in self.hidden:
+            x = x + torch.tanh(layer(x))
+        return self.head(x)
+
+
+class Scores:
+    """1 where a network chooses the class that the float network chooses; counts the networks it is shown."""
+
+    def __init__(self, model: nn.Module, samples: int = 400) -> None:
+        self.inputs = torch.randn(samples, 24)
+        with torch.no_grad():
+            self.targets = model(self.inputs).argmax(1)
+        self.calls = 0
+
+    def __call__(self, network):
+        self.calls += 1
+        return (network(self.inputs).argmax(1) == self.targets).float()
+
+
+@pytest.fixture
+def case():
+    model = Classifier().eval()
+    return {"model": model, "calibration": [torch.randn(32, 24) for _ in range(3)], "evaluate": Scores(model)}
+
+
+FAST = {"engine": "simulation", "progress": False}
+FOUR_BITS = [Rule(role="input", bits=3), Rule("*", role="lhs", bits=3), Rule("*")]
+
+
+def test_calibration_is_enough_for_an_easy_goal(case) -> None:
+    result = octavo.quantize(**case, max_drop=0.2, **FAST)
+    assert result.met
+    assert [rung.rung for rung in result.rungs] == ["ptq"]
+    assert [trial.method for trial in result.trials] == ["max", "entropy", "99.99", "99.999"]
+    assert case["evaluate"].calls == 5  # float once, and each candidate
+    scores = [trial.metric for trial in result.trials]
+    assert result.metric == max(scores) == pytest.approx(case["evaluate"](result.model).mean().item())
+    assert result.coverage.quantized == result.coverage.total == 8
+    assert "the rung ptq met the goal" in result.summary
+
+
+def test_the_model_is_left_alone(case) -> None:
+    model = case["model"].train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    octavo.quantize(**case, max_drop=0.2, **FAST)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model._forward_hooks
+
+
+def test_an_impossible_goal_climbs_every_rung_and_returns_the_best_seen(case) -> None:
+    def never(network):
+        """The float network scores 1, any other at most a half: nothing can meet the goal."""
+        return 1.0 if isinstance(network, Classifier) else case["evaluate"](network).mean() / 2
+
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=never, **FAST)
+    assert not result.met
+    assert [rung.rung for rung in result.rungs] == ["ptq", "ptq_more", "partial"]
+    assert result.metric == max(trial.metric for trial in result.trials)
+    assert "no rung is left to try" in result.summary
+    assert "The goal is not met" in result.summary
+    assert "evaluate returned one number" in result.summary
+
+
+def test_partial_quantization_leaves_the_sensitive_layer_in_float(case) -> None:
+    """Two bits in one layer break the network; leaving that one in float mends it."""
+    rules = [Rule("hidden.3", bits=2), Rule("*")]
+    result = octavo.quantize(**case, rules=rules, max_drop=0.05, relative=False, **FAST)
+    assert result.met
+    assert result.rungs[-1].rung == "partial"
+    assert result.kept_float == ("hidden.3",)
+    assert result.sensitivities[0].layer == "hidden.3"
+    assert result.sensitivities[0].latency_ms > 0
+    assert [kept.site for kept in result.coverage.kept_float] == ["hidden.3"]
+
+
+def test_a_metric_that_falls_when_it_improves(case) -> None:
+    def error(network):
+        return 1 - case["evaluate"](network) + 0.5
+
+    result = octavo.quantize(
+        case["model"], calibration=case["calibration"], evaluate=error, higher_is_better=False, max_drop=0.2, **FAST
+    )
+    assert result.metric == min(trial.metric for trial in result.trials)
+    assert result.verdict.drop == pytest.approx(result.metric - result.reference.metric)
+
+
+def test_the_same_folder_resumes_without_measuring_again(case, tmp_path) -> None:
+    first = octavo.quantize(**case, max_drop=0.2, out=tmp_path, **FAST)
+    calls = case["evaluate"].calls
+    calibration = [*case["calibration"]]
+
+    class Watched(list):
+        reads = 0
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                Watched.reads += 1
+                yield batch
+
+    case["calibration"] = Watched(calibration)
+    again = octavo.quantize(**case, max_drop=0.2, out=tmp_path, **FAST)
+    assert case["evaluate"].calls == calls
+    assert Watched.reads <= 2  # the first batch, to recognize the data
+    assert [trial.metric for trial in again.trials] == [trial.metric for trial in first.trials]
+    assert [trial.scores for trial in again.trials] == [trial.scores for trial in first.trials]
+    x = torch.randn(5, 24)
+    assert torch.equal(again.model(x), first.model(x))
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "rules", "method of scoring"])
+def test_what_changes_the_result_is_measured_anew(case, tmp_path, change) -> None:
+    first = octavo.quantize(**case, max_drop=0.5, out=tmp_path, **FAST)
+    if change == "weights":
+        with torch.no_grad():
+            case["model"].head.weight[0, 0] += 0.5
+    elif change == "data":
+        case["calibration"] = [2 * batch for batch in case["calibration"]]
+    elif change == "rules":
+        case["rules"] = [Rule("head", bits=4), Rule("*")]
+    else:
+        inner = case["evaluate"]
+        case["evaluate"] = lambda network: inner(network) * 2
+    second = octavo.quantize(**case, max_drop=0.5, out=tmp_path, **FAST)
+    assert not {trial.key for trial in first.trials} & {trial.key for trial in second.trials}
+    with Study(tmp_path) as study:
+        assert len(study.trials()) == len(first.trials) + len(second.trials)
+
+
+def test_a_budget_of_trials_ends_the_search_with_the_best_so_far(case) -> None:
+    result = octavo.quantize(**case, max_drop=0.0, rules=FOUR_BITS[2:], trials=2, **FAST)
+    assert len(result.trials) == 2
+    assert "the budget of 2 trials was spent" in result.summary
+    assert result.metric == max(trial.metric for trial in result.trials)
+
+
+def test_a_budget_that_is_spent_at_once_still_tries_once(case) -> None:
+    result = octavo.quantize(**case, budget=0.0001, **FAST)
+    assert len(result.trials) == 1
+    assert "budget" in result.stopped
+
+
+def test_ctrl_c_returns_the_best_so_far(case, tmp_path) -> None:
+    inner = case["evaluate"]
+
+    def evaluate(network):
+        if inner.calls == 3:
+            raise KeyboardInterrupt
+        return inner(network)
+
+    result = octavo.quantize(
+        case["model"], calibration=case["calibration"], evaluate=evaluate, max_drop=0.0, out=tmp_path, **FAST
+    )
+    assert len(result.trials) == 2
+    assert "it was interrupted" in result.summary
+    assert json.loads((tmp_path / "result.json").read_text())["metric"]["int8"] == result.metric
+
+
+def test_an_error_of_the_users_own_goes_through_and_loses_nothing(case, tmp_path) -> None:
+    inner = case["evaluate"]
+
+    def evaluate(network):
+        if inner.calls == 3:
+            inner.calls += 1
+            raise RuntimeError("the disk of the user is full")
+        return inner(network)
+
+    arguments = {"calibration": case["calibration"], "evaluate": evaluate, "max_drop": 0.2, "out": tmp_path, **FAST}
+    with pytest.raises(RuntimeError, match="the disk of the user is full"):
+        octavo.quantize(case["model"], **arguments)
+    with Study(tmp_path) as study:
+        assert [trial.method for trial in study.trials()] == ["max", "entropy"]
+    octavo.quantize(case["model"], **arguments)
+    assert inner.calls == 6  # float, four candidates, and the one call that failed
+
+
+def test_a_candidate_that_scores_nan_is_an_error_and_not_the_best(case) -> None:
+    inner = case["evaluate"]
+
+    def evaluate(network):
+        scores = inner(network)
+        return scores * float("nan") if inner.calls == 2 else scores
+
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, max_drop=0.2, **FAST)
+    assert "evaluate returned NaN" in result.trials[0].error
+    assert result.best.error is None
+    assert result.record()["trials"][0]["metric"] is None
+
+
+def test_if_every_candidate_fails_the_first_reason_is_given(case) -> None:
+    def evaluate(network):
+        return 1.0 if isinstance(network, Classifier) else float("nan")
+
+    with pytest.raises(QuantizationError, match=r"before a single candidate could be scored .*evaluate returned NaN"):
+        octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, **FAST)
+
+
+def test_the_record_has_what_a_report_needs(case, tmp_path) -> None:
+    octavo.quantize(**case, max_drop=0.2, out=tmp_path, **FAST)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert {"met", "max_drop", "interval", "rungs", "trials", "kept_float", "metric", "coverage", "versions"} <= set(
+        record
+    )
+    assert record["metric"].keys() == {"name", "float", "int8", "drop", "samples"}
+    assert record["metric"]["samples"] == 400
+    assert [trial["id"] for trial in record["trials"]] == [1, 2, 3, 4]
+    assert record["rungs"][0].keys() == {"rung", "trials", "best", "seconds"}
+
+
+def test_too_few_samples_are_said_to_be_too_few(case) -> None:
+    case["evaluate"] = Scores(case["model"], samples=40)
+    inner = case["evaluate"]
+
+    def evaluate(network):
+        scores = inner(network)
+        if not isinstance(network, Classifier):  # one right for one wrong: no drop, and no certainty
+            scores = scores.clone()
+            scores[:4] = 0
+        else:
+            scores[4:8] = 0
+        return scores
+
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, max_drop=0.05, **FAST)
+    assert result.met
+    assert "too few samples to certify 5 %" in result.summary
+
+
+def test_on_the_engine_that_is_deployed(case) -> None:
+    result = octavo.quantize(**case, max_drop=0.2, progress=False)
+    assert result.engine == "openvino"
+    assert type(result.model).__name__ == "OpenVINOModel"
+
+
+def test_an_unknown_engine_lists_those_there_are(case) -> None:
+    with pytest.raises(QuantizationError, match="'tensorflow', but those that can be used here are openvino, "):
+        octavo.quantize(**case, engine="tensorflow")
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3)),
+        ((torch.zeros(2, 3), torch.ones(2)), (torch.zeros(2, 3),)),
+        (({"x": torch.zeros(2, 3)}, torch.ones(2)), {"x": torch.zeros(2, 3)}),
+        ({"x": torch.zeros(2, 3)}, {"x": torch.zeros(2, 3)}),
+    ],
+)
+def test_labels_are_no_inputs(batch, inputs) -> None:
+    found = first_inputs(nn.Linear(3, 3), [batch])
+    assert type(found) is type(inputs)
+    assert str(found) == str(inputs)
+
+
+def test_an_iterator_is_read_once_and_kept(case) -> None:
+    case["calibration"] = iter(case["calibration"])
+    assert octavo.quantize(**case, max_drop=0.5, **FAST).met
+
+
+def test_empty_calibration(case) -> None:
+    case["calibration"] = []
+    with pytest.raises(QuantizationError, match="the calibration data is empty"):
+        octavo.quantize(**case, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5d", 129600), (45, 45), ("10", 10)]
+)
+def test_lengths_of_time(text, seconds) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3m", "0", "1..2h", "nan"])
+def test_what_is_no_length_of_time(text) -> None:
+    with pytest.raises(QuantizationError, match="it is no length of time; write seconds, or 90s, 30m, 2h"):
+        duration(text)
+
+
+def test_the_budget_that_runs_out_first_counts() -> None:
+    budget = Budget(seconds=10, trials=3)
+    assert budget.spent(9.9, 2) is None
+    assert budget.spent(1, 3) == "the budget of 3 trials was spent"
+    assert budget.spent(10, 1) == "the budget of 10 seconds was spent"

@@ -1,0 +1,130 @@
+"""`octavo run`: recipes, settings, errors, and what is left in the folder."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from octavo.cli import app
+from octavo.errors import QuantizationError
+from octavo.workflow.run import Settings, load_recipe, settings_of
+
+RECIPE = """
+import torch
+from torch import nn
+
+torch.manual_seed(3)
+NETWORK = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+INPUTS = torch.randn(200, 16)
+TARGETS = NETWORK(INPUTS).argmax(1)
+
+
+def model():
+    return NETWORK
+
+
+def calibration():
+    return [(INPUTS[:50], TARGETS[:50])]
+
+
+def evaluate(network):
+    return (network(INPUTS).argmax(1) == TARGETS).float()
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "small.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def octavo(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # inside torch.compile
+def test_a_recipe_to_a_result_and_again_from_the_folder(recipe, tmp_path) -> None:
+    out = tmp_path / "runs" / "small"
+    code, printed = octavo("run", recipe, "--max-drop", "10%", "--budget", "5m", "--out", out)
+    assert code == 0, printed
+    record = json.loads((out / "result.json").read_text())
+    assert record["met"]
+    assert record["model"] == "small"
+    assert record["max_drop"] == 0.1
+    assert {"torch_eager", "torch_compile", "openvino_fp32", "openvino_bf16", "int8"} == set(record["latency_ms"])
+    assert all(milliseconds > 0 for milliseconds in record["latency_ms"].values())
+    assert record["size_mb"]["int8"] > 0
+    assert record["agreement"] >= 50
+    assert record["sqnr_db"] > 10
+    onnx.checker.check_model(onnx.load(out / "model.onnx"), full_check=True)
+    assert "The goal is met" in " ".join(printed.split())
+
+    recipe.unlink()  # the folder alone resumes
+    code, printed = octavo("run", out)
+    assert code == 0, printed
+    again = json.loads((out / "result.json").read_text())
+    assert [trial["metric"] for trial in again["trials"]] == [trial["metric"] for trial in record["trials"]]
+    assert [trial["seconds"] for trial in again["trials"]] == [trial["seconds"] for trial in record["trials"]]
+
+
+def test_help_names_the_recipe_and_every_option() -> None:
+    code, printed = octavo("run", "--help")
+    assert code == 0
+    for word in ("model()", "calibration()", "evaluate(model)", "--max-drop", "--budget", "--out", "resume"):
+        assert word in printed
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    code, printed = octavo("run", "nowhere.py")
+    assert code == 1
+    assert "there is no such file; pass a Python file with model(), calibration() and evaluate(model)" in printed
+
+
+def test_a_recipe_that_lacks_a_function(recipe) -> None:
+    recipe.write_text(RECIPE.replace("def evaluate", "def score"))
+    with pytest.raises(QuantizationError, match=r"it does not define evaluate\(\); define model\(\), calibration\(\)"):
+        load_recipe(recipe)
+
+
+def test_a_folder_that_is_no_run(tmp_path) -> None:
+    code, printed = octavo("run", tmp_path)
+    assert code == 1
+    assert "its run.json is missing or damaged" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "drop"),
+    [
+        ("1%", {"max_drop": 0.01, "relative": True}),
+        ("0.5%", {"max_drop": 0.005, "relative": True}),
+        ("0.5", {"max_drop": 0.5, "relative": False}),
+    ],
+)
+def test_what_may_be_lost(text, drop) -> None:
+    assert Settings(recipe="x.py", max_drop=text).drop() == drop
+
+
+def test_what_may_be_lost_is_a_number() -> None:
+    with pytest.raises(QuantizationError, match="'little', but it is no number; write 1%"):
+        Settings(recipe="x.py", max_drop="little").drop()
+
+
+def test_new_options_go_before_stored_ones(recipe, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(settings_of(recipe, max_drop="2%", trials=3).model_dump_json())
+    assert settings_of(out).trials == 3
+    changed = settings_of(out, trials=9)
+    assert (changed.trials, changed.max_drop, changed.recipe) == (9, "2%", str(recipe))
+
+
+def test_recipes_may_import_what_lies_beside_them(recipe, tmp_path) -> None:
+    (tmp_path / "beside_the_recipe.py").write_text("ANSWER = 42\n")
+    recipe.write_text(RECIPE + "\nfrom beside_the_recipe import ANSWER\noptions = lambda: {'trials': ANSWER}\n")
+    assert load_recipe(recipe).options() == {"trials": 42}
