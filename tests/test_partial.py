@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.partial import keep_float, layers, quantize_only
 from octavo.network.plan import make_plan
@@ -14,20 +15,24 @@ from octavo.network.simulate import simulate
 from octavo.numerics import INT8
 
 
-@pytest.fixture
-def alike(network, calibrated):
+class Alike(nn.Module):
     """Layers whose names begin or end alike; conv1 is called twice."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv10, inner = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))
+        self.layer1 = nn.ModuleDict({"conv1": inner})
+
     def forward(self, x):
-        return self.conv10(self.conv1(self.layer1.conv1(F.relu(self.conv1(x)))))
+        return self.conv10(self.conv1(self.layer1["conv1"](F.relu(self.conv1(x)))))
 
-    def conv():
-        return nn.Conv2d(2, 2, 3, padding=1)
 
-    return calibrated(
-        network(forward, conv1=conv(), conv10=conv(), layer1=nn.ModuleDict({"conv1": conv()})),
-        torch.randn(3, 2, 5, 5),
-    )
+@pytest.fixture(scope="module")
+def alike():
+    example = torch.randn(3, 2, 5, 5)
+    graph = capture(Alike(), example)
+    plan = make_plan(graph, target="paper")
+    return graph, choose_params(graph, plan, observe(graph, plan, [example]), "max")
 
 
 ALIKE = ("conv1", "layer1.conv1", "conv1@1", "conv10")
@@ -110,7 +115,7 @@ def test_a_rule_that_has_nothing_left_to_decide_is_dropped(alike) -> None:
     graph, params = alike
     rules = [Rule("conv10", bits=4), Rule("conv1@1", role="input", skip=True), EVERYTHING]
     plan = make_plan(graph, rules, target="paper")
-    params = type(params)(plan=plan, values={q.name: params.values[q.name] for q in plan.quantizers}, method="max")
+    params = Params(plan=plan, values={q.name: params.values[q.name] for q in plan.quantizers}, method="max")
     part = keep_float(graph, params, ["conv10", "conv1@1"])
     assert part.plan.rules == (
         Rule("conv1@1", skip=True, exact=True),
@@ -169,6 +174,6 @@ def test_a_scheme_of_the_users_stays(alike) -> None:
     graph, params = alike
     plan = make_plan(graph, [Rule("conv10", scheme=INT8), EVERYTHING], target="paper")
     values = dict(params.values)
-    params = type(params)(plan=plan, values=values, method="max")
+    params = Params(plan=plan, values=values, method="max")
     (weight,) = [q for q in quantize_only(graph, params, ["conv10"]).plan.quantizers if q.constant]
     assert weight.scheme == INT8
