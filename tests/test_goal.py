@@ -33,7 +33,7 @@ def test_one_number_is_compared_with_what_is_allowed(goal, reference, metric, me
     verdict = goal.judge(Score(metric=reference), Score(metric=metric))
     sign = 1 if goal.higher_is_better else -1
     assert verdict.drop == pytest.approx(sign * (reference - metric))
-    assert (verdict.met, verdict.settled, verdict.interval, verdict.too_few) == (met, met, None, False)
+    assert (verdict.met, verdict.certified, verdict.interval, verdict.noise) == (met, met, None, 0.0)
 
 
 def test_many_samples_certify_and_few_do_not() -> None:
@@ -50,31 +50,28 @@ def test_many_samples_certify_and_few_do_not() -> None:
         return samples(reference), samples(candidate)
 
     certain = Goal(max_drop=0.02).judge(*pair(20_000, 20))
-    assert certain.met
-    assert certain.settled
-    assert not certain.too_few
+    assert (certain.met, certain.certified) == (True, True)
     low, high = certain.interval
     assert low <= certain.drop <= high <= 0.018
+    assert certain.noise == high - certain.drop
 
     few = Goal(max_drop=0.001).judge(samples([1, 1, 0, 1] * 20), samples([1, 1, 1, 1, 1, 0, 0, 1] * 10))
     assert few.drop == 0
-    assert few.met
-    assert few.too_few
-    assert few.settled  # as far as these samples can tell
+    assert (few.met, few.certified) == (True, False)
+    assert few.noise > 0.001
 
 
-def test_a_candidate_that_meets_the_goal_by_luck_is_not_settled_where_the_samples_could_tell() -> None:
+def test_a_candidate_that_meets_the_goal_by_luck_is_not_certified() -> None:
     reference, candidate = np.ones(10_000), np.ones(10_000)
     candidate[:95] = 0  # 0.95 % lost of 1 % allowed: the interval reaches beyond, but is narrower than the goal
     verdict = Goal(max_drop=0.01).judge(samples(reference), samples(candidate))
-    assert verdict.met
-    assert not verdict.too_few
-    assert not verdict.settled
+    assert (verdict.met, verdict.certified) == (True, False)
+    assert 0 < verdict.noise < 0.01
 
 
-def test_equal_scores_are_settled() -> None:
+def test_equal_scores_are_certified() -> None:
     verdict = Goal(max_drop=0.0).judge(samples([1, 0, 1]), samples([1, 0, 1]))
-    assert (verdict.drop, verdict.interval, verdict.settled) == (0.0, (0.0, 0.0), True)
+    assert (verdict.drop, verdict.interval, verdict.certified) == (0.0, (0.0, 0.0), True)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +142,7 @@ def test_a_hopeless_candidate_is_left_half_way() -> None:
     assert evaluate.asked == [slice(0, 200)]
     assert found.samples == tuple(evaluate.scores[:200].tolist())
     verdict = Goal(max_drop=0.05).judge(reference, found)
-    assert (verdict.met, verdict.settled) == (False, False)
+    assert (verdict.met, verdict.certified) == (False, False)
 
 
 def test_a_promising_candidate_is_scored_to_the_end() -> None:

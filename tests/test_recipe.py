@@ -250,6 +250,21 @@ def test_too_few_samples_are_said_to_be_too_few(case) -> None:
     assert "too few samples to certify 5 %" in result.summary
 
 
+def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end_the_search(case) -> None:
+    """Of 10 000 samples, calibration loses 95 where 100 are allowed, too near to be sure; the next rung loses 10."""
+    lost = iter([0, 95, 95, 95, 95, 10, 10, 10])
+
+    def evaluate(network):
+        scores = torch.ones(10_000)
+        scores[: next(lost)] = 0
+        return scores
+
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, **FAST)
+    assert [rung.rung for rung in result.rungs] == ["ptq", "ptq_more"]
+    assert result.verdict.certified
+    assert result.metric == 0.999
+
+
 def test_on_the_engine_that_is_deployed(case) -> None:
     result = octavo.quantize(**case, max_drop=0.2, progress=False)
     assert result.engine == "openvino"

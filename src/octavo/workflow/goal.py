@@ -36,18 +36,21 @@ class Score:
 class Verdict:
     """A candidate beside the float network.
 
-    drop      what is lost, in units of the metric; negative if the candidate is better
-    interval  between which bounds the drop lies, paired bootstrap; None without per-sample scores
-    met       whether the drop is within the goal
-    settled   whether it is so beyond the noise of the samples, or as far as so few samples can tell
-    too_few   whether the samples are too few to certify the goal, for a network this far from float
+    drop       what is lost, in units of the metric; negative if the candidate is better
+    interval   between which bounds the drop lies, paired bootstrap; None without per-sample scores
+    met        whether the drop is within the goal
+    certified  whether even the upper bound of the interval is; without an interval, whether it is met
     """
 
     drop: float
     interval: tuple[float, float] | None
     met: bool
-    settled: bool
-    too_few: bool
+    certified: bool
+
+    @property
+    def noise(self) -> float:
+        """How far the interval reaches beyond the drop: no smaller drop could be told from none; 0 without one."""
+        return self.interval[1] - self.drop if self.interval else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +90,12 @@ class Goal:
         if reference.samples is None or candidate.samples is None or candidate.abandoned:
             drop = sign * (reference.metric - candidate.metric)
             met = drop <= allowed and not candidate.abandoned
-            return Verdict(drop=drop, interval=None, met=met, settled=met, too_few=False)
+            return Verdict(drop=drop, interval=None, met=met, certified=met)
         wanted, found = (sign * torch.tensor(score.samples, dtype=torch.float64) for score in (reference, candidate))
         interval = paired_interval(wanted, found, confidence=self.confidence)
-        met = interval.drop <= allowed
-        too_few = interval.high - interval.drop > allowed
-        settled = interval.high <= allowed or (met and too_few)
+        bounds = (interval.low, interval.high)
         return Verdict(
-            drop=interval.drop, interval=(interval.low, interval.high), met=met, settled=settled, too_few=too_few
+            drop=interval.drop, interval=bounds, met=interval.drop <= allowed, certified=interval.high <= allowed
         )
 
     def hopeless(self, reference: Score, seen: Sequence[float]) -> bool:

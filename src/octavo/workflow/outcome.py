@@ -34,6 +34,7 @@ class Result:
     reference      the float network's score
     best           the trial that `model` was
     verdict        how that trial stands to the float network
+    too_few        whether the samples were too few to certify the goal for any candidate
     trials, rungs  all that was tried
     sensitivities  every layer's, the most sensitive first, if partial quantization was needed
     stopped        why the search ended
@@ -48,6 +49,7 @@ class Result:
     reference: Score
     best: Trial
     verdict: Verdict
+    too_few: bool
     trials: tuple[Trial, ...]
     rungs: tuple[RungRecord, ...]
     sensitivities: tuple[Sensitivity, ...]
@@ -92,7 +94,8 @@ class Result:
             "max_drop": self.goal.max_drop,
             "relative": self.goal.relative,
             "interval": list(verdict.interval) if verdict.interval else None,
-            "too_few_samples": verdict.too_few,
+            "certified": verdict.certified and verdict.interval is not None,
+            "too_few_samples": self.too_few,
             "rungs": [asdict(rung) for rung in self.rungs],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
             "kept_float": list(self.kept_float),
@@ -147,7 +150,7 @@ def summary(result: Result) -> str:
         f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
         f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
     ]
-    if verdict.too_few and verdict.interval:
+    if result.too_few and verdict.interval:
         lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
     if verdict.interval is None and result.reference.samples is None:
         lines.append("evaluate returned one number, so there is no interval; per-sample scores would give one.")

@@ -124,6 +124,7 @@ class Findings:
     trials: tuple[Trial, ...]
     best: Trial
     verdict: Verdict
+    too_few: bool
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
 
@@ -153,6 +154,7 @@ def walked(search: Search, road: Road) -> Findings:
         trials=tuple(search.trials),
         best=best,
         verdict=search.verdict(best),
+        too_few=search.too_few(),
         sensitivities=road.sensitivities,
         stopped=stopped,
     )
@@ -171,6 +173,7 @@ def _result(found: Findings, graph: Graph, plan: Plan, stats: Stats, goal: Goal,
         reference=found.reference,
         best=found.best,
         verdict=found.verdict,
+        too_few=found.too_few,
         trials=found.trials,
         rungs=rung_records(found.trials, higher_is_better=goal.higher_is_better),
         sensitivities=found.sensitivities,

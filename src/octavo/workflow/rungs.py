@@ -59,7 +59,7 @@ def partial(search: Search, road: Road) -> None:
 
     def works(kept: Sequence[str]) -> bool:
         (trial,) = search.measure([Candidate(method=best.method, kept_float=_in_order(kept, order))], "partial")
-        return trial.error is None and search.verdict(trial).settled
+        return search.settles(trial)
 
     smallest_set(ranked, works, trims=math.floor(math.log2(len(ranked))) + TRIMS if ranked else 0)
 

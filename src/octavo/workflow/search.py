@@ -83,6 +83,7 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _stored_seconds: float = 0.0
+    _verdicts: dict[str, Verdict] = field(default_factory=dict)  # a bootstrap takes a quarter of a second
 
     def measure(self, candidates: Sequence[Candidate], rung: str) -> list[Trial]:
         """The trials of `candidates`.
@@ -126,12 +127,24 @@ class Search:
 
     def verdict(self, trial: Trial) -> Verdict:
         """How the trial stands to the float network."""
-        found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
-        return self.bench.goal.judge(self.bench.reference, found)
+        if trial.key not in self._verdicts:
+            found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
+            self._verdicts[trial.key] = self.bench.goal.judge(self.bench.reference, found)
+        return self._verdicts[trial.key]
+
+    def too_few(self) -> bool:
+        """Whether the samples are too few to certify the goal even for the candidate that is nearest to float."""
+        noises = [self.verdict(trial).noise for trial in self.trials if trial.error is None and not trial.abandoned]
+        return min(noises, default=0.0) > self.bench.goal.allowed(self.bench.reference)
+
+    def settles(self, trial: Trial) -> bool:
+        """Whether `trial` meets the goal as surely as the samples can tell: certified, if they are enough for that."""
+        verdict = self.verdict(trial)
+        return trial.error is None and (verdict.certified or (verdict.met and self.too_few()))
 
     def settled(self) -> bool:
-        """Whether the goal is met, as surely as the samples can tell."""
-        return any(self.verdict(trial).settled for trial in self.trials if trial.error is None)
+        """Whether a trial has ended the search."""
+        return any(map(self.settles, self.trials))
 
     def best(self) -> Trial | None:
         """The trial to return: of those that meet the goal the one with fewest layers in float, then the least drop."""
@@ -141,4 +154,4 @@ class Search:
     def _rank(self, trial: Trial) -> tuple[bool, bool, bool, int, float]:
         verdict = self.verdict(trial)
         layers = len(trial.kept_float) if verdict.met else 0
-        return (trial.abandoned, not verdict.met, not verdict.settled, layers, verdict.drop)
+        return (trial.abandoned, not verdict.met, not self.settles(trial), layers, verdict.drop)
