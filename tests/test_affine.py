@@ -362,3 +362,18 @@ def test_gradient_through_channels_is_one_inside_and_zero_outside(scheme: Scheme
     inside = (dequantize(q, params) - x.detach()).abs() <= 0.5 * dequantize(torch.ones_like(q), params) * 1.0001
     assert x.grad is not None
     assert torch.equal(x.grad, inside.float())
+
+
+@pytest.mark.parametrize("scheme", [INT8, UINT8, Scheme(bits=4), Scheme(full_range=True)], ids=str)
+def test_fake_quantize_gives_the_same_bits_with_and_without_gradients(scheme: Scheme) -> None:
+    params = params_from_range(0.0 if not scheme.signed else -3.0, 3.7, scheme)
+    ties = params.scale * (torch.arange(-300, 300) + 0.5)
+    edges = torch.tensor([0.0, -0.0, 1e-42, 1e30, -1e30, torch.inf, -torch.inf])
+    x = torch.cat([4 * torch.randn(100_000), ties, edges])
+    want = fake_quantize(x.clone().requires_grad_(), params).detach()
+    found = fake_quantize(x, params)
+    finite = x.abs() < 2**63 * float(params.scale)
+    assert torch.equal(found[finite], want[finite])
+    assert found[~finite].tolist() == [
+        float(params.scale * (scheme.qmax if v > 0 else scheme.qmin)) for v in x[~finite]
+    ]
