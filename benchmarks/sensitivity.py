@@ -3,7 +3,7 @@
     python -m benchmarks.sensitivity --model efficientnet_lite0 --json OUT
 
 Contestants are interleaved, round by round: `exact`, `fast`, one float forward pass, and the N separate evaluations
-that `exact` replaces, each of the same calibration batch.
+that `exact` replaces, each of the same eight calibration samples. The forward pass is the user's own float model's.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from torch.utils._pytree import tree_map
 
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, call_arguments, capture
@@ -25,23 +26,26 @@ from octavo.recovery.evaluate import latency_ms, machine, versions
 from octavo.recovery.sensitivity import exact, fast, rank_correlation
 from octavo.zoo import TASKS, task
 
+SAMPLES = 8
+
 
 def measure(model: str, bits: int | None, rounds: int) -> dict[str, Any]:
     """The record: times, their ratios, and the rank correlation."""
     scored = task(model)
-    graph = capture(scored.build(), scored.example, dynamic_axes=scored.dynamic_axes)
+    network = scored.build()
+    graph = capture(network, scored.example, dynamic_axes=scored.dynamic_axes)
     rules = (Rule(role="input", bits=bits), EVERYTHING) if bits else (EVERYTHING,)
     plan = make_plan(graph, rules)
     batches = scored.calibration()
     params = choose_params(graph, plan, observe(graph, plan, batches), "99.99")
-    batch = batches[0]
+    batch = first(batches[0], SAMPLES)
     names = layers(graph, plan)
     networks = [simulate(graph, quantize_only(graph, params, [name])) for name in names]
     times = latency_ms(
         {
             "exact": lambda: exact(graph, params, [batch]),
             "fast": lambda: fast(graph, params, [batch]),
-            "forward": forward(graph, batch),
+            "forward": forward(network, batch),
             "separate": separate(networks, batch),
         },
         rounds=rounds,
@@ -51,6 +55,7 @@ def measure(model: str, bits: int | None, rounds: int) -> dict[str, Any]:
         "model": model,
         "activation_bits": bits or 8,
         "layers": len(names),
+        "batch": SAMPLES,
         "median_ms": {name: round(time.median_ms, 2) for name, time in times.items()},
         "p10_ms": {name: round(time.p10_ms, 2) for name, time in times.items()},
         "p90_ms": {name: round(time.p90_ms, 2) for name, time in times.items()},
@@ -62,13 +67,18 @@ def measure(model: str, bits: int | None, rounds: int) -> dict[str, Any]:
     }
 
 
-def forward(graph: Graph, batch: Any) -> Callable[[], object]:
+def first(batch: Any, samples: int) -> Any:
+    """The first samples of a batch."""
+    return tree_map(lambda leaf: leaf[:samples], batch)
+
+
+def forward(network: Callable[..., Any], batch: Any) -> Callable[[], object]:
     """One float forward pass."""
     args, kwargs = call_arguments(batch)
 
     def call() -> object:
         with torch.no_grad():
-            return graph(*args, **kwargs)
+            return network(*args, **kwargs)
 
     return call
 

@@ -205,7 +205,7 @@ def _run_with_errors(
             errors[layers[node].layer] = error = _LocalError(seconds)
             axes = sample_axes(graph, node)
             for true, false, axis in zip(tree_leaves(result), tree_leaves(rounded), axes, strict=True):
-                error.watch(true, false - true.detach(), None if None in axes else axis)
+                error.watch(true, false.sub_(true.detach()), None if None in axes else axis)
         return result
 
     with torch.enable_grad():
