@@ -71,15 +71,16 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
 
     watched = insert(graph, plan, make, own_parameters=False)
     total = len(batches) if isinstance(batches, Sized) else None
-    error = None
+    seen, error = 0, None
     try:
         with torch.inference_mode():
-            for number, batch in enumerate(track(batches, "calibrating", total=total, disable=not progress)):
-                _run(graph, watched, batch, number)
+            for batch in track(batches, "calibrating", total=total, disable=not progress):
+                _run(graph, watched, batch, seen)
+                seen += 1
     except QuantizationError as found:
         error = found
-    histograms = merged_over_ranks(histograms, error)
-    if histograms and not any(histogram.count for histogram in histograms.values()):
+    histograms, seen = merged_over_ranks(histograms, seen, error)
+    if seen == 0:
         raise QuantizationError(
             asked="calibrate",
             seen="the calibration data is empty",

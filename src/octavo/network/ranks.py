@@ -40,26 +40,28 @@ def by_first(work: Callable[[], Value]) -> Value:
     return value
 
 
-def merged_over_ranks(histograms: Mapping[str, Histogram], error: Exception | None) -> dict[str, Histogram]:
-    """The histograms of all ranks together, on every rank; alone, as they are.
+def merged_over_ranks(
+    histograms: Mapping[str, Histogram], batches: int, error: Exception | None
+) -> tuple[dict[str, Histogram], int]:
+    """The histograms and the number of batches of all ranks together, on every rank; alone, as they are.
 
     error   why this rank has none to give; it is raised on every rank
     """
     if not _several():
         if error is not None:
             raise error
-        return dict(histograms)
+        return dict(histograms), batches
     own = {name: histogram.state() for name, histogram in histograms.items()}
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (own, error))
-    for _, found in gathered:
+    dist.all_gather_object(gathered, (own, batches, error))
+    for _, _, found in gathered:
         if found is not None:
             raise found
     merged = {name: Histogram() for name in histograms}
-    for states, _ in gathered:
+    for states, _, _ in gathered:
         for name, state in states.items():
             merged[name] = merged[name].merge(Histogram.from_state(state))
-    return merged
+    return merged, sum(number for _, number, _ in gathered)
 
 
 def _several() -> bool:
