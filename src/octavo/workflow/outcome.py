@@ -98,6 +98,7 @@ class Result:
             "too_few_samples": self.too_few,
             "rungs": [asdict(rung) for rung in self.rungs],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
+            "rules": [str(rule) for rule in self.params.plan.rules],
             "kept_float": list(self.kept_float),
             "sensitivities": [asdict(row) for row in self.sensitivities],
             "summary": self.summary,

@@ -22,7 +22,7 @@ from torch import nn
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Stats, observe
 from octavo.network.export import private_copy
-from octavo.network.graph import Graph, capture
+from octavo.network.graph import Graph, capture, network_inputs
 from octavo.network.plan import Plan, make_plan
 from octavo.network.ranks import by_first, is_first
 from octavo.network.rule import EVERYTHING, Rule
@@ -75,10 +75,11 @@ def quantize(
     out           folder for the study and result.json; the same folder resumes. None keeps nothing
     raises        QuantizationError if there is nothing to quantize, and if not a single candidate could be scored
     """
+    road = Road(prefer)
     goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
     limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
     engine = engine_named(engine)
-    batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+    road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
     graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
     plan = make_plan(graph, rules, target=target or TARGETS.get(engine, TARGETS["paper"]))
     with _folder(out) as folder:
@@ -108,7 +109,7 @@ def quantize(
                     measured_on(trials_on, model) as measure_all,
                 ):
                     found = Search(bench=bench, study=study, budget=limit, view=view, measure_all=measure_all)
-                    return walked(found, Road(batches, prefer))
+                    return walked(found, road)
 
         result = _result(by_first(search), graph, plan, stats, goal, engine)
         if out is not None and is_first():
@@ -230,7 +231,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 def _statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
     """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
-    first = digest_of_batch(next(iter(batches)))
+    first = digest_of_batch(network_inputs(graph, next(iter(batches))))  # without labels of whatever type
     length = len(batches) if isinstance(batches, Sized) else None
     sites = [site.name for quantizer in plan.quantizers for site in quantizer.sites]
     name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, first=first, length=length)

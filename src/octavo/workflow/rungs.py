@@ -6,11 +6,12 @@ A rung is a function of the search; it measures candidates until it has none lef
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from octavo.errors import QuantizationError
 from octavo.network.partial import layers
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.search import Search
@@ -25,14 +26,23 @@ Prefer = Literal["accuracy", "latency"]
 
 
 class Road:
-    """What the rungs need beside the search.
+    """What the rungs need beside the search, and find on the way.
 
-    calibration  the batches, to rank layers on
-    prefer       "accuracy": leave as few layers in float as possible; "latency": those that cost least time
+    calibration    the batches, to rank layers on
+    prefer         "accuracy": leave as few layers in float as possible; "latency": those that cost least time
+    sensitivities  every layer's, once a rung has measured them
+    raises         QuantizationError for another preference
     """
 
-    def __init__(self, calibration: Any, prefer: Prefer = "accuracy") -> None:
-        self.calibration, self.prefer = calibration, prefer
+    def __init__(self, prefer: Prefer = "accuracy") -> None:
+        if prefer not in get_args(Prefer):
+            raise QuantizationError(
+                asked=f"prefer {prefer!r} when layers stay in float",
+                seen="one can spare accuracy or latency",
+                remedy=f"choose one of {', '.join(get_args(Prefer))}",
+            )
+        self.prefer = prefer
+        self.calibration: Iterable[Any] = ()
         self.sensitivities: tuple[Sensitivity, ...] = ()
 
 

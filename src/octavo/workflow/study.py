@@ -24,7 +24,8 @@ SCHEMA = 1
 TABLES = (
     """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, rung TEXT NOT NULL, method TEXT NOT NULL,
     engine TEXT NOT NULL, kept_float TEXT NOT NULL, metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL,
-    error TEXT, seconds REAL NOT NULL, versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL)""",
+    error TEXT, seconds REAL NOT NULL, versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
+    rules TEXT NOT NULL)""",
     "CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL)",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {SCHEMA}",
@@ -37,6 +38,7 @@ class Trial:
     """A candidate and its score (never NaN: SQLite stores none).
 
     key          what determines the result: `trial_key`
+    kept_float   layers left in float; `rules` placed the quantizers in all others
     scores       of the samples, float64 bit for bit; None where the metric is one number
     abandoned    left half-way, because the goal was out of reach
     error        why there is no network to score, None where there is one
@@ -57,6 +59,7 @@ class Trial:
     versions: Mapping[str, str]
     model: str
     data: str
+    rules: tuple[str, ...] = ()
     id: int | None = None
 
 
@@ -188,6 +191,7 @@ class Study:
 def _row(trial: Trial) -> dict[str, Any]:
     return vars(trial) | {
         "kept_float": json.dumps(trial.kept_float),
+        "rules": json.dumps(trial.rules),
         "scores": None if trial.scores is None else array("d", trial.scores).tobytes(),
         "versions": json.dumps(dict(trial.versions)),
     }
@@ -196,6 +200,7 @@ def _row(trial: Trial) -> dict[str, Any]:
 def _trial(row: tuple[Any, ...]) -> Trial:
     values = dict(zip(COLUMNS, row, strict=True))
     values["kept_float"] = tuple(json.loads(values["kept_float"]))
+    values["rules"] = tuple(json.loads(values["rules"]))
     values["scores"] = None if values["scores"] is None else tuple(array("d", values["scores"]))
     values["abandoned"] = bool(values["abandoned"])
     values["versions"] = json.loads(values["versions"])

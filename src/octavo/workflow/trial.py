@@ -101,6 +101,7 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
         versions=versions(),
         model=bench.model,
         data=bench.data,
+        rules=tuple(map(str, bench.plan.rules)),
     )
 
 
