@@ -33,6 +33,11 @@ ENGINES: dict[str, Engine] = {
         function="compile_openvino",
         packages=("onnx", "onnxscript", "openvino"),
     ),
+    "onnxruntime": Engine(
+        module="octavo.engines.onnxruntime",
+        function="compile_onnxruntime",
+        packages=("onnx", "onnxscript", "onnxruntime"),
+    ),
     "reference": Engine(module="octavo.engines.reference", function="compile_reference"),
 }
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import onnx
 import openvino as ov
 import torch
-from torch import Tensor
 
 from octavo.engines.onnx import export_onnx
 from octavo.engines.signature import Signature, signature_of
@@ -81,7 +80,7 @@ def compile_openvino(
             seen=f"it failed ({str(error).strip().splitlines()[-1].strip()})",
             remedy='make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
         ) from error
-    return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature_of(graph), dtypes=_dtypes(graph))
+    return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature_of(graph))
 
 
 def _fold_weights(core: ov.Core, model: ov.Model) -> None:
@@ -166,16 +165,14 @@ class OpenVINOModel:
         size_mb: float,
         layers: Mapping[str, list[str]],
         signature: Signature,
-        dtypes: Mapping[str, torch.dtype],
     ) -> None:
         self.compiled, self.size_mb = compiled, size_mb
-        self._layers, self._signature, self._dtypes = layers, signature, dtypes
+        self._layers, self._signature = layers, signature
         self._idle: list[ov.InferRequest] = []  # a request serves one call at a time
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are read in place, outputs are new tensors."""
-        tensors = self._signature.flatten(args, kwargs)
-        inputs = {name: _array(tensor, name, self._dtypes[name]) for name, tensor in tensors.items()}
+        inputs = self._signature.arrays(args, kwargs)
         request = self._idle.pop() if self._idle else self.compiled.create_infer_request()
         results = request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs = [torch.from_numpy(result.copy()) for result in results.values()]  # the request will write there again
@@ -202,19 +199,3 @@ class OpenVINOModel:
 
 
 _RUNTIME_KEYS = ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")
-
-
-def _dtypes(graph: Graph) -> dict[str, torch.dtype]:
-    inputs = graph.module.graph.find_nodes(op="placeholder")
-    return {str(node.target): node.meta["val"].dtype for node in inputs if isinstance(node.meta["val"], Tensor)}
-
-
-def _array(tensor: Tensor, name: str, dtype: torch.dtype) -> Any:
-    if tensor.dtype != dtype:
-        raise QuantizationError(
-            asked=f"run on {tensor.dtype}",
-            seen=f"the network was captured with {dtype}",
-            remedy=f"pass {name}.to({dtype})",
-            site=name,
-        )
-    return tensor.detach().contiguous().numpy(force=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
@@ -22,19 +24,38 @@ class Signature:
 
     entry    a module with the network's own forward signature that returns its inputs as a flat tuple; no parameters
     inputs   name of every input, None for one that is no tensor: those were fixed by the example
+    dtypes   of every input that is a tensor
     outputs  for every leaf of the output, the name of a tensor or a `Constant`
     spec     how the leaves of the output are put together
     """
 
     entry: GraphModule
     inputs: tuple[str | None, ...]
+    dtypes: Mapping[str, torch.dtype]
     outputs: "tuple[str | Constant, ...]"
     spec: TreeSpec
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a call by name; torch's own error if the call does not fit the network."""
+        """The tensors of a call by name; torch's own error if the call does not fit the network.
+
+        raises  QuantizationError for a tensor of another dtype than the network was captured with
+        """
         leaves = self.entry(*args, **kwargs)
-        return {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
+        tensors = {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
+        for name, tensor in tensors.items():
+            if tensor.dtype != self.dtypes[name]:
+                raise QuantizationError(
+                    asked=f"run on {tensor.dtype}",
+                    seen=f"the network was captured with {self.dtypes[name]}",
+                    remedy=f"pass {name}.to({self.dtypes[name]})",
+                    site=name,
+                )
+        return tensors
+
+    def arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """`flatten` as arrays on the CPU, which share the memory of contiguous tensors there."""
+        tensors = self.flatten(args, kwargs)
+        return {name: tensor.detach().contiguous().numpy(force=True) for name, tensor in tensors.items()}
 
     def unflatten(self, tensors: Mapping[str, Tensor]) -> Any:
         """What the network returns, from its output tensors by name."""
@@ -65,6 +86,7 @@ def signature_of(graph: Graph) -> Signature:
     return Signature(
         entry=_entry(graph.module, inputs),
         inputs=tuple(str(node.target) if isinstance(node.meta["val"], Tensor) else None for node in inputs),
+        dtypes={str(node.target): node.meta["val"].dtype for node in inputs if isinstance(node.meta["val"], Tensor)},
         outputs=_outputs(nodes[-1], info.out_spec, {str(node.target) for node in inputs}),
         spec=info.out_spec,
     )
