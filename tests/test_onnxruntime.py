@@ -1,6 +1,7 @@
 """The ONNX Runtime engine: it computes what the simulation says, and is called like the user's model.
 
-As in test_openvino, a value half-way between two integers may go either way: one step, for one value in thousands.
+Without its fusions it is the simulation but for ties. With them it rounds in other places: biases to integers of the
+accumulator's scale, sums and pooled values to those of the next operation; near a tie these go either way, by one step.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from octavo.network.simulate import simulate
 
 pytest.importorskip("onnxruntime")
 
-MEAN, LARGEST = 5e-4, 4e-2  # of the largest output
+BOUNDS = {"none": (3e-4, 3e-2), "all": (4e-3, 4e-2)}  # mean and largest difference, of the largest output
 
 
 class Convolutions(nn.Module):
@@ -62,7 +63,8 @@ CASES = {
 }
 
 
-def assert_agrees(engine, reference, batch) -> None:
+def assert_agrees(engine, reference, batch, fusion) -> None:
+    mean, largest = BOUNDS[fusion]
     args, kwargs = call_arguments(batch)
     with torch.no_grad():
         wanted, found = tree_leaves(reference(*args, **kwargs)), tree_leaves(engine(*args, **kwargs))
@@ -72,8 +74,8 @@ def assert_agrees(engine, reference, batch) -> None:
             continue
         errors = (have - want).abs() / want.abs().max()
         assert (have.shape, have.dtype) == (want.shape, want.dtype)
-        assert float(errors.mean()) <= MEAN
-        assert float(errors.max()) <= LARGEST
+        assert float(errors.mean()) <= mean
+        assert float(errors.max()) <= largest
 
 
 @pytest.mark.parametrize("fusion", ["all", "none"])
@@ -84,7 +86,7 @@ def test_it_computes_what_the_simulation_says(calibrated, case, target, fusion) 
     graph, params = calibrated(build(), make(4), target=target, dynamic_axes=axes)
     engine = compile(graph, params, engine="onnxruntime", threads=1, fusion=fusion)
     for batch in (1, 3):
-        assert_agrees(engine, simulate(graph, params), make(batch))
+        assert_agrees(engine, simulate(graph, params), make(batch), fusion)
 
 
 def test_the_float_network_is_the_baseline(calibrated) -> None:
