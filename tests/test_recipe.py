@@ -165,7 +165,7 @@ def test_labels_of_any_type_may_stand_beside_the_inputs(case) -> None:
 
 def test_latency_spares_layers_that_cost_time(case) -> None:
     rules = [Rule("hidden.3", bits=2), Rule("*")]
-    result = octavo.quantize(**case, rules=rules, max_drop=0.05, relative=False, prefer="latency", **FAST)
+    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, prefer="latency", **FAST)
     assert result.met
     assert "hidden.3" in result.kept_float
 
