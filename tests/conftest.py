@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, call_arguments, capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING
+
+# Compiled code of the tests goes beside, and not into, the user's own cache.
+os.environ.setdefault("OCTAVO_CACHE", str(Path(tempfile.gettempdir()) / f"octavo-tests-{os.getuid()}"))
 
 
 @pytest.fixture(autouse=True)

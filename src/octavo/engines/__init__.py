@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
@@ -15,16 +16,30 @@ Compiled = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where the function that compiles for one engine is, and the packages that must be there before it is imported."""
+    """Where the function that compiles for one engine is, and what must be there before it is imported.
+
+    compiler  whether it needs a C++ compiler
+    """
 
     module: str
     function: str
     packages: tuple[str, ...] = ()
+    compiler: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
         """The packages that are not installed."""
         return tuple(package for package in self.packages if find_spec(package) is None)
+
+    @property
+    def lacks(self) -> str | None:
+        """What keeps it from being used here, and what to do; None if nothing does."""
+        if self.missing:
+            names = self.missing
+            return f"{', '.join(names)} cannot be imported; pip install {' '.join(names)}"
+        if self.compiler and compiler() is None:
+            return "there is no C++ compiler; install g++"
+        return None
 
 
 ENGINES: dict[str, Engine] = {
@@ -33,6 +48,7 @@ ENGINES: dict[str, Engine] = {
         function="compile_openvino",
         packages=("onnx", "onnxscript", "openvino"),
     ),
+    "inductor": Engine(module="octavo.engines.inductor", function="compile_inductor", compiler=True),
     "onnxruntime": Engine(
         module="octavo.engines.onnxruntime",
         function="compile_onnxruntime",
@@ -44,7 +60,7 @@ ENGINES: dict[str, Engine] = {
 
 def available() -> tuple[str, ...]:
     """The engines that can be used here, fastest first."""
-    return tuple(name for name, engine in ENGINES.items() if not engine.missing)
+    return tuple(name for name, engine in ENGINES.items() if engine.lacks is None)
 
 
 def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **options: Any) -> Compiled:
@@ -61,11 +77,12 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
             seen=f"the known engines are {', '.join(ENGINES)}",
             remedy="choose one of them",
         )
-    if row.missing:
+    if row.lacks is not None:
+        seen, _, remedy = row.lacks.partition("; ")
         raise QuantizationError(
             asked=f"compile for the engine {engine!r}",
-            seen=f"{', '.join(row.missing)} cannot be imported",
-            remedy=f"pip install {' '.join(row.missing)}, or choose one of {', '.join(available())}",
+            seen=seen,
+            remedy=f"{remedy}, or choose one of {', '.join(available())}",
         )
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
     return build(graph, params, **options)

@@ -11,20 +11,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.fx.traceback import preserve_node_meta
 from torch.onnx.errors import OnnxExporterError
-from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.onnx_operators import OPSET, Activation, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
-from octavo.engines.signature import codegen_returning, output_nodes, signature_of, tree_info
+from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
+from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
@@ -43,8 +41,7 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     raises  QuantizationError for an operation that ONNX cannot express
     """
     module = _with_onnx_operators(graph, params)
-    _return_tensors(module)
-    exported = _exported_again(graph, module)
+    exported = exported_again(graph, module)
     program = _translated(graph, exported)
     model = program.model_proto
     _name_layers(model, program.exported_program)
@@ -88,54 +85,12 @@ def _annotate_layers(module: GraphModule, params: Params | None) -> None:
             node.meta["custom"] = {"layer": layers[node.name]}
 
 
-def _return_tensors(module: GraphModule) -> None:
-    """Let `module` return its distinct output tensors, without None and repetitions: those ONNX cannot say."""
-    (output,) = module.graph.find_nodes(op="output")
-    outputs = tuple(output_nodes(module))
-    output.args = (outputs,)
-    module._out_spec = tree_structure(outputs)
-    module.graph.set_codegen(codegen_returning(module, module._out_spec))
-    module.recompile()
-
-
-def _exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
-    """`module` traced with the sizes dynamic that are so in the graph."""
-    shapes = _by_argument(graph, [_dynamic_sizes(node) for node in _inputs(graph)])
-    with warnings.catch_warnings(), preserve_node_meta():
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        return torch.export.export(
-            module, graph.example_args, graph.example_kwargs, dynamic_shapes=shapes, strict=False
-        )
-
-
-def _inputs(graph: Graph) -> list[Node]:
-    return list(graph.module.graph.find_nodes(op="placeholder"))
-
-
-def _tensors(graph: Graph) -> list[Node]:
-    return [node for node in _inputs(graph) if isinstance(node.meta["val"], Tensor)]
-
-
-def _by_argument(graph: Graph, leaves: list[Any]) -> dict[str, Any]:
-    """One value for each input, in the structure of the arguments of forward."""
-    info = tree_info(graph.module)
-    args, kwargs = tree_unflatten(leaves, info.in_spec)
-    return dict(zip(info.orig_args, (*args, *kwargs.values()), strict=True))
-
-
-def _dynamic_sizes(placeholder: Node) -> dict[int, Any] | None:
-    val = placeholder.meta["val"]
-    if not isinstance(val, Tensor):
-        return None
-    return {axis: Dim.AUTO for axis, size in enumerate(val.shape) if not isinstance(size, int)}
-
-
 def _names_of_sizes(graph: Graph) -> tuple[dict[int, str], ...]:
     """For each tensor {axis: name}: "batch" for the first dynamic size of an axis 0, "x_axis1" for axis 1 of x."""
     names: dict[str, str] = {}
     sizes = []
-    for node in _tensors(graph):
-        symbols = {axis: str(node.meta["val"].shape[axis]) for axis in _dynamic_sizes(node) or ()}
+    for node in tensor_inputs(graph):
+        symbols = {axis: str(node.meta["val"].shape[axis]) for axis in dynamic_sizes(node) or ()}
         for axis, symbol in symbols.items():
             first = axis == 0 and "batch" not in names.values()
             names.setdefault(symbol, "batch" if first else f"{node.target}_axis{axis}")
@@ -149,7 +104,7 @@ def _translated(graph: Graph, exported: ExportedProgram) -> torch.onnx.ONNXProgr
         with _quiet():
             program = torch.onnx.export(
                 exported,
-                input_names=[str(node.target) for node in _tensors(graph)],
+                input_names=[str(node.target) for node in tensor_inputs(graph)],
                 output_names=signature.tensors,
                 dynamic_shapes=_names_of_sizes(graph),
                 opset_version=OPSET,

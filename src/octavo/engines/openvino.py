@@ -5,13 +5,13 @@ What runs on integers is read from the compiled model, not assumed: see `OpenVIN
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnx
 import openvino as ov
 import torch
 
+from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
@@ -22,25 +22,6 @@ from octavo.network.graph import Graph
 COMPUTE_HEAVY = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
 COMPUTE_HEAVY |= {"LSTMSequence", "GRUSequence"}
 KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How the engine runs one compute-heavy operation, in OpenVINO's words.
-
-    kernel          "Convolution", "FullyConnected", "MatMul", "RNNSeq", or "Subgraph" for several operations in one
-    precision       what it is called: "u8", "i8", "f32", "bf16"; of the weight alone if only that is quantized
-    implementation  what is computed, "brgconv_avx512_I8" on integers and "brgemm_avx512_f32" in float
-    """
-
-    kernel: str
-    precision: str
-    implementation: str
-
-    @property
-    def on_integers(self) -> bool:
-        """Whether it multiplies integers."""
-        return self.implementation.endswith(("_i8", "_I8"))
 
 
 def compile_openvino(

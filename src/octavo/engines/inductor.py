@@ -1,0 +1,146 @@
+"""The inductor engine: integer kernels for what the plan quantizes, and Inductor's own code for all that lies between.
+
+    planned graph ─▶ lowered, operation by operation (`lowerings.py`) ─▶ torch.export ─▶ ahead-of-time compilation
+
+The compiled package is kept in a cache, named after all that it depends on: the next process loads it in milliseconds.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from octavo.engines.execution import Execution
+from octavo.engines.lowered import Lowering, Site
+from octavo.engines.lowerings import lower
+from octavo.engines.native import cache_folder, library, load_kernels
+from octavo.engines.retrace import exported_again
+from octavo.engines.signature import Signature, signature_of
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.edit import copy_module
+from octavo.network.graph import Graph
+from octavo.network.insert import insert
+
+
+def compile_inductor(graph: Graph, params: Params | None) -> "InductorModel":
+    """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
+
+    It runs on torch's threads (`torch.set_num_threads`). The first compilation of a network takes from seconds to a
+    minute; the package is kept in the cache (`OCTAVO_CACHE`, by default ~/.cache/octavo), and so is not made again.
+    raises  QuantizationError if the network is not on the CPU, cannot be traced again, or Inductor refuses it
+    """
+    load_kernels()
+    _check_device(graph)
+    module, executions = _float(graph) if params is None else lowered(graph, params)
+    try:
+        with torch.no_grad(), _quiet():
+            package = _package(exported_again(graph, module))
+            run = torch._inductor.aoti_load_package(str(package))
+    except Exception as error:  # of whatever torch met
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuantizationError(
+            asked="compile with Inductor",
+            seen=f"it failed ({lines[0][:200]})",
+            remedy="use another engine",
+        ) from error
+    return InductorModel(
+        run, executions=executions, size_mb=package.stat().st_size / 1e6, signature=signature_of(graph)
+    )
+
+
+def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execution]]:
+    """(`graph` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
+    load_kernels()
+    module = insert(graph, params.plan, lambda q: Site(q, params.values[q.name]), own_parameters=False)
+    sites = (site for quantizer in params.plan.quantizers for site in quantizer.sites)
+    lowering = Lowering(module, {site.node: site.layer for site in sites})
+    for node in module.graph.nodes:
+        lower(lowering, node)
+    lowering.graph.set_codegen(module.graph._codegen)
+    result = GraphModule(module, lowering.graph)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result, lowering.executions
+
+
+def _float(graph: Graph) -> tuple[GraphModule, dict[str, Execution]]:
+    return copy_module(graph.module, own_parameters=False), {}
+
+
+def _check_device(graph: Graph) -> None:
+    tensors = [*graph.module.parameters(), *graph.module.buffers()]
+    others = {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}
+    if others:
+        raise QuantizationError(
+            asked="compile with Inductor",
+            seen=f"the network is on {', '.join(sorted(others))}, and the integer kernels are for the CPU",
+            remedy="capture model.cpu()",
+        )
+
+
+def _package(program: ExportedProgram) -> Path:
+    """The compiled package of `program`, from the cache if it is there."""
+    path = cache_folder() / f"inductor-{_digest(program)}.pt2"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            unfinished = path.with_suffix(".part.pt2")
+            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished))
+            unfinished.replace(path)
+    return path
+
+
+def _digest(program: ExportedProgram) -> str:
+    """Of the operations, every constant, and what compiled code depends on: the machine, torch and our kernels."""
+    found = sha256(
+        repr((str(program.graph), str(program.range_constraints), library().name, torch.__version__)).encode()
+    )
+    for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
+        if isinstance(tensor, torch.Tensor):
+            found.update(repr((name, tensor.dtype, tuple(tensor.shape), tensor.stride())).encode())
+            found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:24]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's notes about its own deprecations."""
+    logger = logging.getLogger("torch._inductor")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class InductorModel:
+    """A compiled network, called like the user's model, with tensors on the CPU.
+
+    size_mb  megabytes (10⁶ bytes) of the compiled package
+    """
+
+    def __init__(self, run: Any, *, executions: dict[str, Execution], size_mb: float, signature: Signature) -> None:
+        self._run, self._executions, self._signature = run, executions, signature
+        self.size_mb = size_mb
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the user's model would return; inputs are only read, outputs are new tensors."""
+        tensors = self._signature.flatten(args, kwargs)
+        outputs = self._run(*(tensor.detach().contiguous() for tensor in tensors.values()))
+        return self._signature.unflatten(dict(zip(self._signature.tensors, outputs, strict=True)))
+
+    def executions(self) -> dict[str, Execution]:
+        """{user's layer: how it runs} for every compute-heavy operation; those in float name the operator."""
+        return dict(self._executions)

@@ -1,0 +1,535 @@
+// Octavo's integer kernels for the CPU, as operators that Inductor calls.
+//
+//     int8_linear, int8_convolution   oneDNN's, by way of torch's operators, with weights packed once and remembered
+//     int8_matmul, int8_attention     our own: torch has none for two activations
+//
+// Operands are uint8 with a zero-point: real = scale · (u − z). Signed integers arrive shifted by 128. Inside, the left
+// operand stays unsigned and the right one becomes signed, r = u − 128, as the dot-product instructions want it:
+//
+//     Σ (u − z_l)(r − c)  =  Σ u·r  −  z_l Σ r  −  c Σ u  +  K·z_l·c          c = z_r − 128
+//
+// Sums are int32 and exact. Everything after a sum is float32, rounded once, to nearest, ties to even.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define OCTAVO_VNNI 1
+#endif
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t LANES = 16;  // int32 sums in a vector register
+constexpr int64_t ROWS = 6;    // of the left operand in registers at once: 6 × 4 sums, 4 right vectors, 1 left: 29 of 32
+constexpr int64_t WIDE = 4;    // vectors of the right operand in registers at once
+constexpr int64_t BLOCK = 24;  // rows of scores kept in the cache between the two products of an attention
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// The right operand [depth, columns], packed: four consecutive depths of one column stand side by side.
+struct Packed {
+  int64_t depth, columns;        // padded to multiples of 4 and LANES, with zeros
+  std::vector<int8_t> values;    // [depth / 4][columns][4]
+  std::vector<int32_t> sums;     // [columns] Σ over depth
+
+  void reserve(int64_t k, int64_t n) {
+    depth = round_up(k, 4);
+    columns = round_up(n, LANES);
+    values.resize(depth * columns);
+    sums.resize(columns);
+  }
+};
+
+int8_t shifted(uint8_t u) { return static_cast<int8_t>(u ^ 0x80); }
+
+void pack_group(Packed& to, int64_t group, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn) {
+  int8_t* out = to.values.data() + group * to.columns * 4;
+  const int64_t first = group * 4, height = std::min<int64_t>(4, k - first);
+  int64_t column = 0;
+#ifdef OCTAVO_VNNI
+  if (sn == 1 && height == 4) {  // rows lie contiguously: interleave four of them, sixteen columns at a time
+    const __m128i flip = _mm_set1_epi8(static_cast<char>(0x80));
+    for (; column + 16 <= n; column += 16) {
+      __m128i row[4];
+      for (int i = 0; i < 4; ++i) {
+        const auto* at = reinterpret_cast<const __m128i*>(from + (first + i) * sk + column);
+        row[i] = _mm_xor_si128(_mm_loadu_si128(at), flip);
+      }
+      const __m128i low01 = _mm_unpacklo_epi8(row[0], row[1]), high01 = _mm_unpackhi_epi8(row[0], row[1]);
+      const __m128i low23 = _mm_unpacklo_epi8(row[2], row[3]), high23 = _mm_unpackhi_epi8(row[2], row[3]);
+      auto* at = reinterpret_cast<__m128i*>(out + column * 4);
+      _mm_storeu_si128(at + 0, _mm_unpacklo_epi16(low01, low23));
+      _mm_storeu_si128(at + 1, _mm_unpackhi_epi16(low01, low23));
+      _mm_storeu_si128(at + 2, _mm_unpacklo_epi16(high01, high23));
+      _mm_storeu_si128(at + 3, _mm_unpackhi_epi16(high01, high23));
+    }
+  }
+#endif
+  if (sk == 1 && height == 4) {  // columns lie contiguously: four bytes at a time
+    for (; column < n; ++column) {
+      uint32_t four;
+      std::memcpy(&four, from + column * sn + first, 4);
+      four ^= 0x80808080u;
+      std::memcpy(out + column * 4, &four, 4);
+    }
+  }
+  for (; column < n; ++column)
+    for (int64_t i = 0; i < 4; ++i)
+      out[column * 4 + i] = i < height ? shifted(from[(first + i) * sk + column * sn]) : 0;
+  std::memset(out + n * 4, 0, (to.columns - n) * 4);
+}
+
+// from[k·sk + n·sn], k < depth, n < columns
+void pack(Packed& to, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn) {
+  to.reserve(k, n);
+  for (int64_t group = 0; group < to.depth / 4; ++group) pack_group(to, group, from, k, n, sk, sn);
+  std::fill(to.sums.begin(), to.sums.end(), 0);
+  for (int64_t group = 0; group < to.depth / 4; ++group) {
+    const int8_t* in = to.values.data() + group * to.columns * 4;
+    for (int64_t column = 0; column < to.columns; ++column)
+      to.sums[column] += in[column * 4] + in[column * 4 + 1] + in[column * 4 + 2] + in[column * 4 + 3];
+  }
+}
+
+#ifdef OCTAVO_VNNI
+// Unrolled by order: else GCC keeps the sums in memory, four times slower.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+template <int rows, int wide>
+void tile(const uint8_t* left, int64_t stride, const Packed& right, int64_t column, int32_t* out, int64_t out_stride) {
+  __m512i sum[rows][wide];
+  UNROLLED for (int i = 0; i < rows; ++i)
+    UNROLLED for (int j = 0; j < wide; ++j) sum[i][j] = _mm512_setzero_si512();
+  const int8_t* in = right.values.data() + column * 4;
+  for (int64_t k = 0; k < right.depth; k += 4, in += right.columns * 4) {
+    __m512i vector[wide];
+    UNROLLED for (int j = 0; j < wide; ++j) vector[j] = _mm512_loadu_si512(in + j * LANES * 4);
+    UNROLLED for (int i = 0; i < rows; ++i) {
+      int32_t four;
+      std::memcpy(&four, left + i * stride + k, 4);
+      const __m512i all = _mm512_set1_epi32(four);
+      UNROLLED for (int j = 0; j < wide; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], all, vector[j]);
+    }
+  }
+  UNROLLED for (int i = 0; i < rows; ++i)
+    UNROLLED for (int j = 0; j < wide; ++j)
+      _mm512_storeu_si512(out + i * out_stride + column + j * LANES, sum[i][j]);
+}
+
+template <int rows>
+void stripe(const uint8_t* left, int64_t stride, const Packed& right, int32_t* out, int64_t out_stride) {
+  int64_t column = 0;
+  for (; column + WIDE * LANES <= right.columns; column += WIDE * LANES)
+    tile<rows, WIDE>(left, stride, right, column, out, out_stride);
+  for (; column + 2 * LANES <= right.columns; column += 2 * LANES)
+    tile<rows, 2>(left, stride, right, column, out, out_stride);
+  for (; column < right.columns; column += LANES) tile<rows, 1>(left, stride, right, column, out, out_stride);
+}
+#else
+template <int rows>
+void stripe(const uint8_t* left, int64_t stride, const Packed& right, int32_t* out, int64_t out_stride) {
+  for (int i = 0; i < rows; ++i) {
+    int32_t* sum = out + i * out_stride;
+    std::fill(sum, sum + right.columns, 0);
+    for (int64_t k = 0; k < right.depth; k += 4) {
+      const uint8_t* u = left + i * stride + k;
+      const int8_t* r = right.values.data() + k * right.columns;
+      for (int64_t n = 0; n < right.columns; ++n)
+        sum[n] += u[0] * r[4 * n] + u[1] * r[4 * n + 1] + u[2] * r[4 * n + 2] + u[3] * r[4 * n + 3];
+    }
+  }
+}
+#endif
+
+// out[rows, right.columns] = left[rows, right.depth] · right; left is readable up to right.depth in every row
+void multiply(const uint8_t* left, int64_t stride, int64_t rows, const Packed& right, int32_t* out, int64_t out_stride) {
+  int64_t row = 0;
+  for (; row + ROWS <= rows; row += ROWS)
+    stripe<ROWS>(left + row * stride, stride, right, out + row * out_stride, out_stride);
+  for (; row < rows; ++row) stripe<1>(left + row * stride, stride, right, out + row * out_stride, out_stride);
+}
+
+int32_t sum_of(const uint8_t* values, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  return sum;
+}
+
+// The rows of a left operand: where they are, if they can be read four bytes at a time, else a padded copy.
+struct Rows {
+  std::vector<uint8_t> copy;
+
+  const uint8_t* of(const uint8_t* from, int64_t rows, int64_t k, int64_t sr, int64_t sk, int64_t& stride) {
+    if (sk == 1 && k % 4 == 0) {
+      stride = sr;
+      return from;
+    }
+    stride = round_up(k, 4);
+    copy.assign(rows * stride, 0);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = 0; i < k; ++i) copy[row * stride + i] = from[row * sr + i * sk];
+    return copy.data();
+  }
+};
+
+#ifdef OCTAVO_VNNI
+// The lanes below `count` of a vector that begins `at` lanes into a row.
+__mmask16 lanes(int64_t count, int64_t at) {
+  const int64_t left = count - at;
+  return left >= LANES ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
+}
+
+// 2ᵗ for t ≤ 0, relative error 3e-7: 2ⁿ · 2ᶠ, |f| ≤ ½, the second factor by a polynomial, the first by its exponent bits.
+__m512 power_of_two(__m512 t) {
+  t = _mm512_max_ps(t, _mm512_set1_ps(-126.0f));
+  const __m512i n = _mm512_cvtps_epi32(t);
+  const __m512 f = _mm512_sub_ps(t, _mm512_cvtepi32_ps(n));
+  __m512 e = _mm512_set1_ps(1.33335581e-3f);  // (ln 2)ᵏ / k!
+  for (const float c : {9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f})
+    e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(c));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(e), _mm512_slli_epi32(n, 23)));
+}
+#endif
+
+// How the scores of one query become weights: softmax(scale · (sum + correction) + bias), on integers of `step`.
+struct Softmax {
+  float scale, inverse_step, highest;
+};
+
+// sums [columns] int32 → weights [padded] uint8, zeros behind `columns`; bias may be null
+void softmax(int32_t* sums, const float* offsets, int64_t columns, int64_t padded, const float* bias, int64_t bias_stride,
+             const Softmax& by, uint8_t* weights) {
+  auto* scores = reinterpret_cast<float*>(sums);
+  float highest = -std::numeric_limits<float>::infinity(), total = 0;
+#ifdef OCTAVO_VNNI
+  if (bias == nullptr || bias_stride == 1) {
+    const __m512 scale = _mm512_set1_ps(by.scale);
+    __m512 most = _mm512_set1_ps(highest);
+    for (int64_t i = 0; i < columns; i += LANES) {
+      const __mmask16 mask = lanes(columns, i);
+      __m512 score = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, sums + i));
+      score = _mm512_mul_ps(_mm512_sub_ps(score, _mm512_maskz_loadu_ps(mask, offsets + i)), scale);
+      if (bias != nullptr) score = _mm512_add_ps(score, _mm512_maskz_loadu_ps(mask, bias + i));
+      most = _mm512_mask_max_ps(most, mask, most, score);
+      _mm512_mask_storeu_ps(scores + i, mask, score);
+    }
+    highest = _mm512_reduce_max_ps(most);
+    const __m512 top = _mm512_set1_ps(highest), log2e = _mm512_set1_ps(1.44269504f);
+    __m512 all = _mm512_setzero_ps();
+    for (int64_t i = 0; i < columns; i += LANES) {
+      const __mmask16 mask = lanes(columns, i);
+      const __m512 e = power_of_two(_mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + i), top), log2e));
+      all = _mm512_mask_add_ps(all, mask, all, e);
+      _mm512_mask_storeu_ps(scores + i, mask, e);
+    }
+    total = _mm512_reduce_add_ps(all);
+    const __m512 factor = _mm512_set1_ps(by.inverse_step / total), limit = _mm512_set1_ps(by.highest);
+    for (int64_t i = 0; i < padded; i += LANES) {
+      const __m512 e = _mm512_maskz_loadu_ps(lanes(columns, i), scores + i);
+      const __m512i p = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(e, factor), limit));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + i), _mm512_cvtepi32_epi8(p));
+    }
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < columns; ++i) {
+    const float score = (static_cast<float>(sums[i]) - offsets[i]) * by.scale;
+    scores[i] = bias == nullptr ? score : score + bias[i * bias_stride];
+    highest = std::max(highest, scores[i]);
+  }
+  for (int64_t i = 0; i < columns; ++i) total += scores[i] = std::exp(scores[i] - highest);
+  const float factor = by.inverse_step / total;
+  for (int64_t i = 0; i < padded; ++i)
+    weights[i] = i < columns ? static_cast<uint8_t>(std::nearbyint(std::min(scores[i] * factor, by.highest))) : 0;
+}
+
+// The columns' part of the corrections for both zero-points, as float32: z_l Σ r − K·z_l·c
+void column_offsets(const Packed& right, int64_t k, int64_t z_left, int64_t c, std::vector<float>& to) {
+  to.resize(right.columns);
+  for (int64_t n = 0; n < right.columns; ++n) to[n] = static_cast<float>(z_left * right.sums[n] - k * z_left * c);
+}
+
+struct Output {
+  float scale;          // of the sums
+  float inverse_step;   // of the integers that are written; 0 for float32
+  float zero, low, high;
+};
+
+#ifdef OCTAVO_VNNI
+void write_row(const int32_t* sums, const float* offsets, float row_offset, int64_t columns, const Output& as, void* to) {
+  const __m512 scale = _mm512_set1_ps(as.scale), row = _mm512_set1_ps(row_offset);
+  const __m512 inverse = _mm512_set1_ps(as.inverse_step), zero = _mm512_set1_ps(as.zero);
+  const __m512 low = _mm512_set1_ps(as.low), high = _mm512_set1_ps(as.high);
+  for (int64_t n = 0; n < columns; n += LANES) {
+    const __mmask16 mask = lanes(columns, n);
+    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + n));  // sums and offsets are padded
+    x = _mm512_mul_ps(_mm512_sub_ps(_mm512_sub_ps(x, _mm512_loadu_ps(offsets + n)), row), scale);
+    if (as.inverse_step == 0) {
+      _mm512_mask_storeu_ps(static_cast<float*>(to) + n, mask, x);
+    } else {
+      x = _mm512_add_ps(_mm512_roundscale_ps(_mm512_mul_ps(x, inverse), 8), zero);
+      const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, low), high));
+      _mm512_mask_cvtepi32_storeu_epi8(static_cast<uint8_t*>(to) + n, mask, q);
+    }
+  }
+}
+#else
+void write_row(const int32_t* sums, const float* offsets, float row_offset, int64_t columns, const Output& as, void* to) {
+  for (int64_t n = 0; n < columns; ++n) {
+    const float x = (static_cast<float>(sums[n]) - offsets[n] - row_offset) * as.scale;
+    if (as.inverse_step == 0) {
+      static_cast<float*>(to)[n] = x;
+    } else {
+      const float q = std::nearbyint(x * as.inverse_step) + as.zero;
+      static_cast<uint8_t*>(to)[n] = static_cast<uint8_t>(std::min(std::max(q, as.low), as.high));
+    }
+  }
+}
+#endif
+
+void* at_row(const Tensor& out, int64_t b, int64_t h, int64_t row) {
+  const int64_t offset = b * out.stride(0) + h * out.stride(1) + row * out.stride(2);
+  return static_cast<char*>(out.data_ptr()) + offset * out.element_size();
+}
+
+const uint8_t* bytes(const Tensor& t, int64_t b, int64_t h) {
+  return t.const_data_ptr<uint8_t>() + b * t.stride(0) + h * t.stride(1);
+}
+
+// How many parts the rows of one matrix are cut into, so that every thread has work.
+int64_t parts(int64_t matrices, int64_t rows) {
+  const int64_t wanted = (at::get_num_threads() + matrices - 1) / std::max<int64_t>(matrices, 1);
+  return std::max<int64_t>(1, std::min(wanted, (rows + BLOCK - 1) / BLOCK));
+}
+
+// left [B, H, M, K] · right [B, H, K, N] → float32 [B, H, M, N]
+Tensor matmul(const Tensor& left, int64_t z_left, const Tensor& right, int64_t z_right, double scale) {
+  TORCH_CHECK(left.dim() == 4 && right.dim() == 4 && left.size(3) == right.size(2), "int8 matmul: shapes do not fit");
+  const int64_t B = left.size(0), H = left.size(1), M = left.size(2), K = left.size(3), N = right.size(3);
+  const int64_t c = z_right - 128;
+  Tensor out = at::empty({B, H, M, N}, left.options().dtype(at::kFloat));
+  const Output as{static_cast<float>(scale), 0, 0, 0, 0};
+  const int64_t cut = parts(B * H, M), height = round_up((M + cut - 1) / cut, ROWS);
+  at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
+    Packed packed;
+    Rows rows;
+    std::vector<float> offsets;
+    std::vector<int32_t> sums;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
+      if (task == begin || task % cut == 0) {
+        pack(packed, bytes(right, b, h), K, N, right.stride(2), right.stride(3));
+        column_offsets(packed, K, z_left, c, offsets);
+        sums.resize(BLOCK * packed.columns);
+      }
+      for (int64_t row = first; row < std::min(first + height, M); row += BLOCK) {
+        const int64_t count = std::min({BLOCK, M - row, first + height - row});
+        int64_t stride;
+        const uint8_t* from = rows.of(bytes(left, b, h) + row * left.stride(2), count, K, left.stride(2), left.stride(3), stride);
+        multiply(from, stride, count, packed, sums.data(), packed.columns);
+        for (int64_t i = 0; i < count; ++i) {
+          const float row_offset = c == 0 ? 0.0f : static_cast<float>(c * sum_of(from + i * stride, K));
+          write_row(sums.data() + i * packed.columns, offsets.data(), row_offset, N, as, at_row(out, b, h, row + i));
+        }
+      }
+    }
+  });
+  return out;
+}
+
+// softmax(score_scale · q·kᵀ + bias) · v, the weights between rounded to integers of `weight_step`.
+// q [B, H, S, D], k [B, H, T, D], v [B, H, T, E] → [B, H, S, E] that lies in memory as [B, S, H, E];
+// uint8 of out_step, or float32 if that is 0
+Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, const Tensor& v, int64_t z_v,
+                 const std::optional<Tensor>& bias, double score_scale, double weight_step, int64_t weight_highest,
+                 double value_scale, double out_step, int64_t out_zero, int64_t out_low, int64_t out_high) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) && k.size(2) == v.size(2),
+              "int8 attention: shapes do not fit");
+  const int64_t B = q.size(0), H = q.size(1), S = q.size(2), D = q.size(3), T = k.size(2), E = v.size(3);
+  const int64_t c_k = z_k - 128, c_v = z_v - 128;
+  const auto dtype = out_step == 0 ? at::kFloat : at::kByte;
+  Tensor out = at::empty_strided({B, H, S, E}, {S * H * E, E, H * E, 1}, q.options().dtype(dtype));
+  const Softmax by{static_cast<float>(score_scale), static_cast<float>(1 / weight_step), static_cast<float>(weight_highest)};
+  const Output as{static_cast<float>(value_scale * weight_step), out_step == 0 ? 0.0f : static_cast<float>(1 / out_step), static_cast<float>(out_zero),
+                  static_cast<float>(out_low), static_cast<float>(out_high)};
+  const float* bias_data = nullptr;
+  int64_t bias_stride[4] = {0, 0, 0, 0};
+  if (bias.has_value()) {
+    TORCH_CHECK(bias->dim() == 4 && bias->scalar_type() == at::kFloat, "int8 attention: bias must be float32 [B, H, S, T]");
+    bias_data = bias->const_data_ptr<float>();
+    for (int i = 0; i < 4; ++i) bias_stride[i] = bias->size(i) == 1 ? 0 : bias->stride(i);
+  }
+  const int64_t cut = parts(B * H, S), height = round_up((S + cut - 1) / cut, ROWS);
+  at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
+    Packed keys, values;
+    Rows rows;
+    std::vector<float> key_offsets, value_offsets, shifted_offsets;
+    std::vector<int32_t> scores, sums;
+    std::vector<uint8_t> weights;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
+      if (task == begin || task % cut == 0) {
+        pack(keys, bytes(k, b, h), D, T, k.stride(3), k.stride(2));
+        pack(values, bytes(v, b, h), T, E, v.stride(2), v.stride(3));
+        column_offsets(keys, D, z_q, c_k, key_offsets);
+        column_offsets(values, T, 0, c_v, value_offsets);
+        scores.resize(BLOCK * keys.columns);
+        weights.resize(BLOCK * keys.columns);
+        sums.resize(BLOCK * values.columns);
+      }
+      for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
+        const int64_t count = std::min({BLOCK, S - row, first + height - row});
+        int64_t stride;
+        const uint8_t* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
+        multiply(from, stride, count, keys, scores.data(), keys.columns);
+        for (int64_t i = 0; i < count; ++i) {
+          const float* offsets = key_offsets.data();
+          if (c_k != 0) {
+            const auto row_offset = static_cast<float>(c_k * sum_of(from + i * stride, D));
+            shifted_offsets.assign(key_offsets.begin(), key_offsets.end());
+            for (float& offset : shifted_offsets) offset += row_offset;
+            offsets = shifted_offsets.data();
+          }
+          const float* row_bias = bias_data;
+          if (row_bias != nullptr) row_bias += b * bias_stride[0] + h * bias_stride[1] + (row + i) * bias_stride[2];
+          softmax(scores.data() + i * keys.columns, offsets, T, keys.columns, row_bias, bias_stride[3], by,
+                  weights.data() + i * keys.columns);
+        }
+        multiply(weights.data(), keys.columns, count, values, sums.data(), values.columns);
+        for (int64_t i = 0; i < count; ++i) {
+          const float row_offset = c_v == 0 ? 0.0f : static_cast<float>(c_v * sum_of(weights.data() + i * keys.columns, T));
+          write_row(sums.data() + i * values.columns, value_offsets.data(), row_offset, E, as, at_row(out, b, h, row + i));
+        }
+      }
+    }
+  });
+  return out;
+}
+
+// Packed weights, made when a weight is first used. A compiled graph holds plain int8 tensors, which it can store and
+// load; oneDNN wants them in an order that depends on the machine. An entry is valid as long as the storage it was made
+// from lives: a weak pointer tells, where an address could be given to another weight later.
+class PackedWeights {
+ public:
+  struct Entry {
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    Tensor packed, zeros;
+  };
+
+  // x_scale, x_zero  of what the weight is multiplied with, if the packing depends on it
+  template <typename Pack>
+  std::pair<Tensor, Tensor> get(const Tensor& weight, double x_scale, int64_t x_zero, const Pack& pack) {
+    const auto storage = weight.storage().getWeakStorageImpl();
+    const Key key{storage._unsafe_get_target(), weight.storage_offset(), x_scale, x_zero};
+    const std::lock_guard<std::mutex> guard(mutex_);
+    auto found = entries_.find(key);
+    if (found == entries_.end() || found->second.storage.expired()) {
+      forget_expired();
+      Tensor zeros = at::zeros({weight.size(0)}, weight.options().dtype(at::kInt));
+      found = entries_.insert_or_assign(key, Entry{storage, pack(), zeros}).first;
+    }
+    return {found->second.packed, found->second.zeros};
+  }
+
+ private:
+  using Key = std::tuple<const void*, int64_t, double, int64_t>;
+
+  void forget_expired() {
+    for (auto it = entries_.begin(); it != entries_.end();)
+      it = it->second.storage.expired() ? entries_.erase(it) : std::next(it);
+  }
+
+  std::mutex mutex_;
+  std::map<Key, Entry> entries_;
+};
+
+PackedWeights& packed_weights() {
+  static PackedWeights* const weights = new PackedWeights;  // never destroyed: tensors outlive static objects badly
+  return *weights;
+}
+
+template <typename... Arguments>
+Tensor call(const char* name, Arguments&&... arguments) {
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  torch::jit::Stack stack;
+  (stack.emplace_back(std::forward<Arguments>(arguments)), ...);
+  op.callBoxed(&stack);
+  return stack.front().toTensor();
+}
+
+c10::IValue dtype_of(bool to_uint8) { return static_cast<int64_t>(to_uint8 ? at::kByte : at::kFloat); }
+
+c10::IValue scalars(at::ArrayRef<double> values) {
+  c10::List<std::optional<at::Scalar>> list;
+  for (const double value : values) list.push_back(at::Scalar(value));
+  return list;
+}
+
+// x uint8 [..., K] · weight int8 [N, K]ᵀ, scaled by x_scale · scales [N], plus bias [N], through `post` → [..., N],
+// float32 or uint8 of out_scale and out_zero
+Tensor linear(const Tensor& x, double x_scale, int64_t x_zero, const Tensor& weight, const Tensor& scales,
+              const std::optional<Tensor>& bias, double out_scale, int64_t out_zero, bool to_uint8, c10::string_view post,
+              at::ArrayRef<double> post_arguments, c10::string_view algorithm) {
+  const auto [packed, zeros] = packed_weights().get(
+      weight, 0, 0, [&] { return call("onednn::qlinear_prepack", weight, c10::IValue()); });
+  return call("onednn::qlinear_pointwise", x, x_scale, x_zero, packed, scales, zeros, bias, out_scale, out_zero, dtype_of(to_uint8),
+              std::string(post), scalars(post_arguments), std::string(algorithm));
+}
+
+// x uint8 [B, C, ...] with weight int8 [O, C / groups, ...], likewise → [B, O, ...], channels last in memory
+Tensor convolution(const Tensor& x, double x_scale, int64_t x_zero, const Tensor& weight, const Tensor& scales,
+                   const std::optional<Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                   int64_t groups, double out_scale, int64_t out_zero, bool to_uint8, c10::string_view post,
+                   at::ArrayRef<double> post_arguments) {
+  const auto [packed, zeros] = packed_weights().get(weight, x_scale, x_zero, [&] {
+    return call("onednn::qconv_prepack", weight, scales, x_scale, x_zero, stride, padding, dilation, groups, c10::IValue());
+  });
+  const char* name = weight.dim() == 3 ? "onednn::qconv1d_pointwise" : "onednn::qconv2d_pointwise";
+  const Tensor out = call(name, x, x_scale, x_zero, packed, scales, zeros, bias, stride, padding, dilation, groups, out_scale,
+                          out_zero, dtype_of(to_uint8), std::string(post), scalars(post_arguments), c10::IValue());
+  return out.movedim(1, -1).contiguous().movedim(-1, 1);  // already so, but for sizes of 1
+}
+
+}  // namespace
+
+TORCH_LIBRARY(octavo, m) {
+  m.def(
+      "int8_linear(Tensor x, float x_scale, int x_zero, Tensor weight, Tensor scales, Tensor? bias, float out_scale, "
+      "int out_zero, bool to_uint8, str post, float[] post_arguments, str algorithm) -> Tensor");
+  m.def(
+      "int8_convolution(Tensor x, float x_scale, int x_zero, Tensor weight, Tensor scales, Tensor? bias, int[] stride, "
+      "int[] padding, int[] dilation, int groups, float out_scale, int out_zero, bool to_uint8, str post, "
+      "float[] post_arguments) -> Tensor");
+  m.def("int8_matmul(Tensor left, int z_left, Tensor right, int z_right, float scale) -> Tensor");
+  m.def(
+      "int8_attention(Tensor q, int z_q, Tensor k, int z_k, Tensor v, int z_v, Tensor? bias, float score_scale, "
+      "float weight_step, int weight_highest, float value_scale, float out_step, int out_zero, int out_low, "
+      "int out_high) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(octavo, CPU, m) {
+  m.impl("int8_linear", linear);
+  m.impl("int8_convolution", convolution);
+  m.impl("int8_matmul", matmul);
+  m.impl("int8_attention", attention);
+}

@@ -1,0 +1,184 @@
+"""A planned graph on its way to integer kernels: the values it has, and the graph that grows beside it.
+
+Activations are uint8 throughout, with a zero-point; signed integers are stored 128 higher. oneDNN has integer kernels
+for that on every x86 processor, and for signed activations on few (hundreds of times slower on the others).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph as FxGraph
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from octavo.engines.execution import Execution
+from octavo.network.edit import attribute
+from octavo.network.plan import Quantizer
+from octavo.numerics.affine import QParams, dequantize, quantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The uint8 integers of one tensor: real = scale · (u − zero), u from `low` to `high`."""
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integers:
+    """A node of the lowered graph that holds uint8, and what they stand for."""
+
+    node: Node
+    grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A constant of the planned graph that is quantized by `params`.
+
+    real  [...] float, before rounding
+    """
+
+    real: Tensor
+    params: QParams
+
+    def integers(self) -> Tensor:
+        """[...] int8, or uint8 if the scheme is unsigned."""
+        return quantize(self.real, self.params)
+
+    def dequantized(self) -> Tensor:
+        """[...] float, for operations without an integer kernel."""
+        return dequantize(self.integers(), self.params)
+
+    def scales(self, axis: int) -> Tensor | None:
+        """[size of axis]: one scale for each index of `axis`. None if its scales lie otherwise, or zero is not 0."""
+        scheme, ndim = self.params.scheme, self.real.ndim
+        if not (scheme.symmetric and scheme.signed) or scheme.block is not None:
+            return None
+        if scheme.axis is None:
+            return self.params.scale.repeat(self.real.shape[axis])
+        return self.params.scale.clone() if scheme.axis % ndim == axis % ndim else None
+
+
+class Site(nn.Module):
+    """Where a quantizer stands in the planned graph, and its parameters. Lowering replaces it: it is never run."""
+
+    def __init__(self, quantizer: Quantizer, params: QParams) -> None:
+        super().__init__()
+        self.quantizer, self.params = quantizer, params
+
+
+def grid_of(params: QParams) -> Grid:
+    """The integers of `params`, shifted into uint8."""
+    scheme = params.scheme
+    shift = 128 if scheme.signed else 0
+    return Grid(
+        scale=float(params.scale),
+        zero=int(params.zero_point) + shift,
+        low=scheme.qmin + shift,
+        high=scheme.qmax + shift,
+    )
+
+
+def quantize_to_uint8(x: Tensor, inverse_scale: float, zero: int, low: int, high: int) -> Tensor:
+    """The integers of `x`; Inductor fuses this with what computes `x`."""
+    return torch.clamp(torch.round(x * inverse_scale) + zero, low, high).to(torch.uint8)
+
+
+def dequantize_from_uint8(u: Tensor, scale: float, zero: int) -> Tensor:
+    """The real values of `u`, in float32."""
+    return (u.to(torch.float32) - zero) * scale
+
+
+class Lowering:
+    """The lowered graph while it grows, in the order of the planned one.
+
+    values      {node of the planned graph: a node of the lowered one in float, `Integers`, or a `Weight`}
+    attentions  {last product: the attention it completes}
+    executions  {user's layer: how it runs} of every compute-heavy operation so far
+    """
+
+    def __init__(self, module: GraphModule, layers: dict[str, str]) -> None:
+        self.module, self.layers = module, layers
+        self.graph = FxGraph()
+        self.values: dict[Node, Any] = {}
+        self.attentions: dict[Node, Any] = {}
+        self.executions: dict[str, Execution] = {}
+
+    def emit(self, operator: Callable[..., Any], *args: Any) -> Node:
+        """The new node `operator(*args)`; its arguments are of the lowered graph."""
+        return self.graph.call_function(operator, args)
+
+    def constant(self, tensor: Tensor) -> Node:
+        """The new node that reads `tensor`, from here on a buffer of the module."""
+        name = f"lowered_{sum(1 for key in self.module._buffers if key.startswith('lowered_'))}"
+        self.module.register_buffer(name, tensor)
+        return self.graph.get_attr(name)
+
+    def real(self, argument: Any) -> Any:
+        """The counterpart of an argument, for a reader that wants real values."""
+        return map_arg(argument, self._real)
+
+    def _real(self, node: Node) -> Any:
+        value = self.values[node]
+        if isinstance(value, Integers):
+            return self.emit(dequantize_from_uint8, value.node, value.grid.scale, value.grid.zero)
+        return self.constant(value.dequantized()) if isinstance(value, Weight) else value
+
+    def integers(self, argument: Any) -> Integers | None:
+        """The counterpart of `argument` if it is in integers."""
+        value = self.values.get(argument) if isinstance(argument, Node) else None
+        return value if isinstance(value, Integers) else None
+
+    def weight(self, argument: Any) -> Weight | None:
+        """The counterpart of `argument` if it is a quantized constant."""
+        value = self.values.get(argument) if isinstance(argument, Node) else None
+        return value if isinstance(value, Weight) else None
+
+    def tensor(self, argument: Any) -> Tensor | None:
+        """The constant that `argument` reads, in float; None if it is computed."""
+        if not isinstance(argument, Node) or argument.op != "get_attr":
+            return None
+        return attribute(self.module, argument).detach()
+
+    def site(self, node: Node | None) -> Site | None:
+        """The quantizer that `node` is."""
+        if node is None or node.op != "call_module":
+            return None
+        module = self.module.get_submodule(str(node.target))
+        return module if isinstance(module, Site) else None
+
+    def rounded(self, node: Node) -> Any:
+        """The counterpart of the quantizer `node`."""
+        site, source = self.site(node), node.args[0]
+        assert site is not None
+        assert isinstance(source, Node)
+        constant = self.tensor(source)
+        if constant is not None:
+            return Weight(real=constant, params=site.params)
+        grid = grid_of(site.params)
+        u = self.emit(quantize_to_uint8, self.real(source), 1 / grid.scale, grid.zero, grid.low, grid.high)
+        return Integers(node=u, grid=grid)
+
+    def ran(self, node: Node, kernel: str, implementation: str) -> None:
+        """Note how the compute-heavy operation `node` of the planned graph runs."""
+        precision = "u8" if implementation.endswith("_i8") else "f32"
+        layer = self.layers.get(node.name, node.name)
+        self.executions[layer] = Execution(kernel=kernel, precision=precision, implementation=implementation)
+
+
+def only_reader(node: Node) -> Node | None:
+    """Who reads `node`, if it is one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def readers(node: Node) -> Iterator[Node]:
+    """Who reads `node`, in the order of the graph."""
+    order = {other: index for index, other in enumerate(node.graph.nodes)}
+    yield from sorted(node.users, key=order.__getitem__)

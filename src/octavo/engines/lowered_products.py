@@ -1,0 +1,155 @@
+"""Products of two activations, attention and embeddings, on Octavo's own integer kernels (`kernels/int8.cpp`)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.engines.attention import Attention, attention_from
+from octavo.engines.lowered import Integers, Lowering, grid_of, only_reader
+from octavo.network.edit import shape
+from octavo.network.operations import preserves_values
+
+aten = torch.ops.aten
+LOWEST = torch.finfo(torch.float32).min  # as a bias it hides a key; −inf would make NaN of a query that may see none
+
+
+def multiply(left: Tensor, z_left: int, right: Tensor, z_right: int, scale: float) -> Tensor:
+    """scale · (left − z_left)(right − z_right): [..., M, K] and [..., K, N] uint8 to float32, batches broadcast."""
+    leading = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])  # type: ignore[no-untyped-call]
+    sides = [side.expand(*leading, *side.shape[-2:]) for side in (left, right)]
+    if len(leading) != 2:
+        sides = [side.reshape(1, -1, *side.shape[-2:]) for side in sides]
+    out: Tensor = torch.ops.octavo.int8_matmul(sides[0], z_left, sides[1], z_right, scale)
+    return out.reshape(*leading, left.shape[-2], right.shape[-1])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, zeros: list[int], numbers: list[Any]) -> Tensor:
+    """softmax(q·kᵀ·score_scale + bias)·v of uint8 [..., S, D], [..., D, T], [..., T, E]; one or two leading axes.
+
+    zeros    zero-points of q, k and v
+    numbers  the other arguments of `int8_attention`, in its order
+    """
+    three = q.ndim == 3
+    if three:
+        q, k, v, bias = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
+    if bias is not None:
+        bias = bias.clamp(min=LOWEST)
+        bias = bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape))
+    out: Tensor = torch.ops.octavo.int8_attention(
+        q, zeros[0], k.transpose(-1, -2), zeros[1], v, zeros[2], bias, *numbers
+    )
+    return out.squeeze(0) if three else out
+
+
+def product(lowering: Lowering, node: Node) -> bool:
+    """lhs [..., M, K] · rhs [..., K, N], both activations; as part of an attention where it is one."""
+    if node in lowering.attentions:
+        return _attention(lowering, lowering.attentions[node])
+    lhs, rhs = lowering.integers(node.args[0]), lowering.integers(node.args[1])
+    if lhs is None or rhs is None or min(len(shape(a)) for a in node.args[:2]) < 2:  # type: ignore[arg-type]
+        return False
+    attention = attention_from(node)
+    if attention is not None and _fits(lowering, attention):
+        lowering.attentions[attention.values] = attention
+        lowering.values.update(
+            dict.fromkeys(attention.inner, lhs.node)
+        )  # until its last product they stand for nothing
+        return True
+    scale = lhs.grid.scale * rhs.grid.scale
+    lowering.values[node] = lowering.emit(multiply, lhs.node, lhs.grid.zero, rhs.node, rhs.grid.zero, scale)
+    lowering.ran(node, "matmul", "octavo_i8")
+    return True
+
+
+def _fits(lowering: Lowering, attention: Attention) -> bool:
+    """Whether the kernel can be used: the weights' zero must be the integer 0, and the values in integers."""
+    site = lowering.site(attention.weights)
+    values: Any = attention.values.args[1]
+    while preserves_values(values):
+        values = values.args[0]
+    source = lowering.site(values) if isinstance(values, Node) else None
+    return (
+        site is not None and int(site.params.zero_point) == 0 and source is not None and not source.quantizer.constant
+    )
+
+
+def _attention(lowering: Lowering, found: Attention) -> bool:
+    """One kernel for both products of `found`, its softmax and its roundings."""
+    q, k = (lowering.integers(argument) for argument in found.scores.args)
+    v, weights = lowering.integers(found.values.args[1]), lowering.site(found.weights)
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert weights is not None
+    factor, bias = 1.0, None
+    for node, other in found.between:
+        factor, bias = _BETWEEN[node.target](lowering, node, other, factor, bias)
+    end = only_reader(found.values)
+    site = lowering.site(end)
+    out = None if site is None else grid_of(site.params)
+    numbers = [
+        q.grid.scale * k.grid.scale * factor,
+        float(weights.params.scale),
+        weights.params.scheme.qmax,
+        v.grid.scale,
+        *((0.0, 0, 0, 0) if out is None else (out.scale, out.zero, out.low, out.high)),
+    ]
+    zeros = [q.grid.zero, k.grid.zero, v.grid.zero]
+    result = lowering.emit(attend, q.node, k.node, v.node, bias, zeros, numbers)
+    lowering.values[found.values] = result
+    if out is not None and end is not None:
+        lowering.values[end] = Integers(node=result, grid=out)
+    for node in (found.scores, found.values):
+        lowering.ran(node, "attention", "octavo_i8")
+    return True
+
+
+def _multiplied(lowering: Lowering, node: Node, number: Any, factor: float, bias: Any) -> tuple[float, Any]:
+    return factor * number, None if bias is None else lowering.emit(torch.mul, bias, number)
+
+
+def _divided(lowering: Lowering, node: Node, number: Any, factor: float, bias: Any) -> tuple[float, Any]:
+    return factor / number, None if bias is None else lowering.emit(torch.div, bias, number)
+
+
+def _added(lowering: Lowering, node: Node, other: Any, factor: float, bias: Any) -> tuple[float, Any]:
+    other = lowering.real(other)
+    return factor, other if bias is None else lowering.emit(torch.add, bias, other)
+
+
+def _masked(lowering: Lowering, node: Node, mask: Any, factor: float, bias: Any) -> tuple[float, Any]:
+    return factor, lowering.emit(masked_bias, lowering.real(mask), node.args[2], bias)
+
+
+def masked_bias(mask: Tensor, number: float, bias: Tensor | None) -> Tensor:
+    """`bias`, or zeros, with `number` where `mask` is true."""
+    zero = torch.zeros((), dtype=torch.float32, device=mask.device) if bias is None else bias
+    return torch.where(mask, number, zero)
+
+
+_BETWEEN: dict[Any, Callable[[Lowering, Node, Any, float, Any], tuple[float, Any]]] = {
+    aten.mul.Tensor: _multiplied,
+    aten.div.Tensor: _divided,
+    aten.add.Tensor: _added,
+    aten.masked_fill.Scalar: _masked,
+}
+
+
+def embedding(lowering: Lowering, node: Node) -> bool:
+    """Rows [...] of an int8 table [rows, width], each scaled by its own scale."""
+    weight = lowering.weight(node.args[0])
+    scales = None if weight is None else weight.scales(0)
+    if weight is None or scales is None:
+        return False
+    table, per_row = lowering.constant(weight.integers()), lowering.constant(scales.unsqueeze(1))
+    lowering.values[node] = lowering.emit(gather, table, per_row, lowering.real(node.args[1]))
+    lowering.ran(node, "embedding", "gather_i8")
+    return True
+
+
+def gather(table: Tensor, scales: Tensor, index: Tensor) -> Tensor:
+    """[..., width] float32: rows of an int8 table [rows, width], scaled by [rows, 1]."""
+    return torch.nn.functional.embedding(index, table).to(torch.float32) * torch.nn.functional.embedding(index, scales)

@@ -1,0 +1,123 @@
+"""Octavo's own integer kernels, `kernels/int8.cpp`: compiled once on each machine, cached, loaded on demand."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from octavo.errors import QuantizationError
+from octavo.recovery.evaluate import machine
+
+SOURCE = Path(__file__).with_name("kernels") / "int8.cpp"
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-w")
+LIBRARIES = (
+    "-ltorch_cpu",
+    "-lc10",
+    "-lgomp",
+)  # torch's own OpenMP, which is in memory already: no second pool of threads
+
+
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, or the first of g++ and clang++ that is installed."""
+    return next(
+        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
+    )
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: $OCTAVO_CACHE, or octavo/ in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("OCTAVO_CACHE") or Path(home) / "octavo")
+
+
+@cache
+def load_kernels() -> None:
+    """Make the operators of `SHAPES` callable as torch.ops.octavo.…; the first time on a machine, it compiles them.
+
+    raises  QuantizationError without a C++ compiler, or if it fails
+    """
+    torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]
+    for name, shape in SHAPES.items():
+        torch.library.register_fake(f"octavo::{name}", shape)
+
+
+def library() -> Path:
+    """The compiled kernels; named after all that they depend on, so that a cache may be shared by machines."""
+    facts = (SOURCE.read_text(), FLAGS, torch.__version__, machine()["cpu"], machine()["flags"], compiler())
+    path = cache_folder() / f"int8-{sha256(repr(facts).encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _compile(path)
+    return path
+
+
+def _compile(path: Path) -> None:
+    command = compiler()
+    if command is None:
+        raise QuantizationError(
+            asked="compile Octavo's integer kernels",
+            seen="there is no C++ compiler",
+            remedy='install g++ (Debian: "apt install g++") or name one in CXX; or use another engine',
+        )
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / "int8.so"
+        torch_folder = Path(torch.__file__).parent
+        headers = [f"-I{torch_folder / path}" for path in ("include", "include/torch/csrc/api/include")]
+        call = [command, *FLAGS, *headers, str(SOURCE), "-o", str(built), f"-L{torch_folder / 'lib'}", *LIBRARIES]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["without a word"])[0][:200]
+            raise QuantizationError(
+                asked="compile Octavo's integer kernels",
+                seen=f"{Path(command).name} failed ({said})",
+                remedy="name another compiler in CXX, or use another engine",
+            )
+        built.replace(path)
+
+
+def _linear(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, scales: Tensor, bias: Tensor | None,
+            out_scale: float, out_zero: int, to_uint8: bool, post: str, post_arguments: list[float],
+            algorithm: str) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.uint8 if to_uint8 else torch.float32)
+
+
+def _convolution(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, scales: Tensor, bias: Tensor | None,
+                 stride: list[int], padding: list[int], dilation: list[int], groups: int, out_scale: float,
+                 out_zero: int, to_uint8: bool, post: str, post_arguments: list[float]) -> Tensor:  # fmt: skip
+    space = [
+        (size + 2 * pad - far * (kernel - 1) - 1) // step + 1
+        for size, pad, far, kernel, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+    ]
+    out = x.new_empty((x.shape[0], *space, weight.shape[0]), dtype=torch.uint8 if to_uint8 else torch.float32)
+    return out.movedim(-1, 1)
+
+
+def _matmul(left: Tensor, z_left: int, right: Tensor, z_right: int, scale: float) -> Tensor:
+    return left.new_empty((*left.shape[:-1], right.shape[-1]), dtype=torch.float32)
+
+
+def _attention(q: Tensor, z_q: int, k: Tensor, z_k: int, v: Tensor, z_v: int, bias: Tensor | None, score_scale: float,
+               weight_step: float, weight_highest: int, value_scale: float, out_step: float, out_zero: int,
+               out_low: int, out_high: int) -> Tensor:  # fmt: skip
+    batch, heads, queries, width = *q.shape[:3], v.shape[3]
+    dtype = torch.float32 if out_step == 0 else torch.uint8
+    return q.new_empty((batch, queries, heads, width), dtype=dtype).transpose(1, 2)
+
+
+# What each operator returns, for who traces it: shape, dtype and order in memory.
+SHAPES: dict[str, Callable[..., Tensor]] = {
+    "int8_linear": _linear,
+    "int8_convolution": _convolution,
+    "int8_matmul": _matmul,
+    "int8_attention": _attention,
+}

@@ -1,0 +1,317 @@
+"""The inductor engine: integer kernels against exact arithmetic, the lowered graph against the simulation.
+
+The bounds are those of the OpenVINO engine's tests: values half-way between two integers may go either way.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from octavo.engines import compile
+from octavo.engines.inductor import lowered
+from octavo.engines.native import compiler, load_kernels
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import EVERYTHING, Rule
+from octavo.network.simulate import simulate
+from octavo.numerics import Scheme
+from test_openvino import assert_agrees, prepared
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="the inductor engine needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels() -> None:
+    load_kernels()
+
+
+def integers(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (6, 4, 64), (25, 33, 17), (7, 128, 80), (3, 5, 300)])
+@pytest.mark.parametrize(("z_left", "z_right"), [(128, 128), (0, 128), (117, 3), (255, 255)])
+def test_matmul_is_exact(rows, depth, columns, z_left, z_right) -> None:
+    left, right = integers(2, 3, rows, depth), integers(2, 3, depth, columns)
+    exact = (left.double() - z_left) @ (right.double() - z_right)
+    assert torch.equal(torch.ops.octavo.int8_matmul(left, z_left, right, z_right, 0.5).double(), exact * 0.5)
+
+
+def test_matmul_reads_any_strides() -> None:
+    left, right = integers(2, 10, 3, 8).transpose(1, 2), integers(2, 3, 9, 8).transpose(2, 3)
+    exact = (left.double() - 128) @ (right.double() - 100)
+    assert torch.equal(torch.ops.octavo.int8_matmul(left, 128, right, 100, 1.0).double(), exact)
+
+
+def attention(q, k, v, zeros, bias, score, step, value, out=None):
+    """In float64, with both roundings."""
+    scores = (q.double() - zeros[0]) @ (k.double() - zeros[1]).transpose(-1, -2) * score
+    weights = torch.softmax(scores if bias is None else scores + bias, -1)
+    sums = (weights / step).round().clamp(0, 255) @ (v.double() - zeros[2]) * (step * value)
+    return sums if out is None else (sums / out).round().add(128).clamp(0, 255)
+
+
+@pytest.mark.parametrize(("queries", "keys", "width", "values"), [(1, 1, 1, 1), (24, 16, 32, 32), (31, 50, 20, 13)])
+@pytest.mark.parametrize("zeros", [(128, 128, 128), (120, 131, 77)])
+@pytest.mark.parametrize("masked", [None, "keys", "scores"])
+def test_attention_differs_by_ties_alone(queries, keys, width, values, zeros, masked) -> None:
+    q, k, v = integers(2, 3, queries, width), integers(2, 3, keys, width), integers(2, 3, keys, values)
+    shape = {"keys": (2, 1, 1, keys), "scores": (2, 1, queries, keys)}
+    bias = None if masked is None else torch.where(torch.rand(shape[masked]) < 0.2, -1e38, torch.randn(shape[masked]))
+    score, step, value, out = 0.02 / width, 1 / 255, 0.02, 0.03
+    call = (q, zeros[0], k, zeros[1], v, zeros[2], bias, score, step, 255, value)
+    found = torch.ops.octavo.int8_attention(*call, 0.0, 0, 0, 0)
+    wanted = attention(q, k, v, zeros, bias, score, step, value)
+    assert (found - wanted).abs().max() <= 256 * step * value  # a weight half-way between two integers
+    assert (found - wanted).abs().mean() <= 1e-4
+    rounded = torch.ops.octavo.int8_attention(*call, out, 128, 0, 255)
+    assert (rounded.double() - attention(q, k, v, zeros, bias, score, step, value, out)).abs().max() <= 1
+
+
+def test_attention_of_a_query_that_sees_nothing_is_the_mean() -> None:
+    q, k, v = integers(1, 1, 2, 8), integers(1, 1, 5, 8), integers(1, 1, 5, 4)
+    bias = torch.full((1, 1, 1, 5), torch.finfo(torch.float32).min)
+    found = torch.ops.octavo.int8_attention(q, 128, k, 128, v, 128, bias, 1e-3, 1 / 255, 255, 1.0, 0.0, 0, 0, 0)
+    assert torch.allclose(found, (v.float() - 128).mean(2, keepdim=True).expand_as(found), atol=1e-3)
+
+
+class Attention(nn.Module):
+    """Query, key and value from one input; masked; a residual addition, a norm and two linears with GELU."""
+
+    def __init__(self, width=32, heads=4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.expand, self.contract = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x, mask):
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        x = self.norm(x + self.output(context.transpose(1, 2).flatten(2)))
+        return x + self.contract(F.gelu(self.expand(x)))
+
+
+class Causal(nn.Module):
+    """One packed projection; scores divided by a number and hidden above the diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = nn.Linear(16, 48, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.packed(x).chunk(3, -1)
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = (q @ k.transpose(1, 2) / math.sqrt(16)).masked_fill(hidden, -math.inf)
+        return torch.softmax(scores, -1) @ v
+
+
+class Products(nn.Module):
+    """Products that are no attention: of two activations, of different ranks, with a constant matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x, y):
+        return torch.relu(x @ y.transpose(1, 2)) @ (y[0] @ self.weight)
+
+
+class Convolutions(nn.Module):
+    """Strided, depthwise, padded, pooled and added convolutions, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding="same", groups=16, bias=False)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = F.relu6(self.stem(F.pad(x, (1, 0, 1, 0))))
+        x = F.max_pool2d(x, 2)
+        x = x + self.pointwise(F.hardswish(self.depthwise(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Sequence(nn.Module):
+    """Convolutions over time, as speech encoders begin, and an embedding beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(8, 12, 3, padding=1), nn.Conv1d(12, 12, 3, stride=2, padding=1)
+        self.positions = nn.Embedding(64, 12)
+
+    def forward(self, x):
+        x = F.gelu(self.two(F.gelu(self.one(x)))).transpose(1, 2)
+        return x + self.positions(torch.arange(x.shape[1]))
+
+
+class Twice(nn.Module):
+    """One linear called twice, with inputs of different ranges, and one that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.tied = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied.weight = self.linear.weight
+
+    def forward(self, x):
+        return self.tied(self.linear(torch.tanh(self.linear(x)) * 5))
+
+
+class Mixed(nn.Module):
+    """Integers moved about: concatenated, sliced, repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(16, 4)
+
+    def forward(self, x):
+        both = torch.cat([self.one(x), self.two(x)], -1)
+        return self.three(both.flip(1)), self.three(both.roll(1, 1))
+
+
+CASES = {
+    "attention": (Attention(), (torch.randn(3, 10, 32), torch.rand(3, 10) < 0.8)),
+    "causal": (Causal(), (torch.randn(2, 9, 16),)),
+    "products": (Products(), (torch.randn(2, 5, 8), torch.randn(2, 7, 8))),
+    "convolutions": (Convolutions(), (torch.randn(2, 3, 32, 32),)),
+    "sequence": (Sequence(), (torch.randn(2, 8, 20),)),
+    "twice": (Twice(), (torch.randn(4, 8),)),
+    "mixed": (Mixed(), (torch.randn(2, 6, 8),)),
+}
+TARGETS = ("onednn", "openvino", "paper", "tensorrt")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_lowered_graph_is_the_simulation(name, target) -> None:
+    model, example = CASES[name]
+    graph, params = prepared(model.eval(), example, target=target)
+    module, executions = lowered(graph, params)
+    assert_agrees(module, simulate(graph, params), example)
+    assert executions
+    assert all(execution.on_integers for execution in executions.values())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme(bits=4, full_range=True), Scheme(signed=False, symmetric=False), Scheme(symmetric=False), Scheme(bits=5)],
+)
+@pytest.mark.parametrize("name", ["attention", "convolutions", "mixed"])
+def test_activations_of_any_scheme(name, scheme) -> None:
+    model, example = CASES[name]
+    graph = capture(model.eval(), example)
+    rules = [Rule("*", role="weight"), Rule("*", scheme=scheme)]
+    plan = make_plan(graph, rules, target="paper")
+    params = choose_params(graph, plan, observe(graph, plan, [example]))
+    module, _ = lowered(graph, params)
+    want, have = (torch.utils._pytree.tree_leaves(run(*example)) for run in (simulate(graph, params), module))
+    for one, other in zip(want, have, strict=True):
+        # With few bits a step is large: values at a tie go either way, and few may do so.
+        step = (one - other).abs() / one.abs().max()
+        assert float((step > 1e-3).double().mean()) <= 0.02
+
+
+def test_linears_of_one_input_become_one() -> None:
+    model, example = CASES["attention"]
+    graph, params = prepared(model.eval(), example, target="onednn")
+    module, executions = lowered(graph, params)
+    kernels = [node for node in module.graph.nodes if node.target is torch.ops.octavo.int8_linear.default]
+    assert len(kernels) == 4  # of six linears
+    assert {name: row.kernel for name, row in executions.items()}["key"] == "linear"
+
+
+@pytest.mark.parametrize("rule", [Rule("query", skip=True), Rule("*value", skip=True), Rule("matmul@1", skip=True)])
+def test_layers_left_in_float_are_said_to_be(rule) -> None:
+    model, example = CASES["attention"]
+    graph, params = prepared(model.eval(), example, rules=(rule, EVERYTHING), target="onednn")
+    module, executions = lowered(graph, params)
+    assert_agrees(module, simulate(graph, params), example)
+    in_float = {name for name, row in executions.items() if not row.on_integers}
+    assert in_float
+    assert not in_float & {"expand", "contract", "output"}
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "layer"),
+    [
+        (nn.Conv3d(2, 3, 3), torch.randn(1, 2, 5, 5, 5), "conv3d"),
+        (nn.ConvTranspose2d(2, 3, 3), torch.randn(1, 2, 5, 5), "conv_transpose2d"),
+        (nn.Conv2d(2, 3, 2, padding="same"), torch.randn(1, 2, 5, 5), "conv2d"),
+    ],
+)
+def test_operations_without_a_kernel_run_in_float_and_say_so(model, example, layer) -> None:
+    graph, params = prepared(nn.Sequential(model, nn.ReLU()).eval(), (example,), target="onednn")
+    module, executions = lowered(graph, params)
+    assert_agrees(module, simulate(graph, params), (example,))
+    (execution,) = executions.values()
+    assert (execution.kernel, execution.on_integers) == (layer, False)
+
+
+def test_a_weight_in_blocks_or_with_a_zero_point_runs_in_float() -> None:
+    for scheme in (Scheme(axis=1, block=4), Scheme(symmetric=False, axis=0)):
+        rules = [Rule("*", role="weight", scheme=scheme), EVERYTHING]
+        graph, params = prepared(nn.Sequential(nn.Linear(8, 8)).eval(), (torch.randn(4, 8),), rules, "paper")
+        module, executions = lowered(graph, params)
+        assert_agrees(module, simulate(graph, params), (torch.randn(4, 8),))
+        assert not any(execution.on_integers for execution in executions.values())
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    model, example = CASES["attention"]
+    graph, params = prepared(model.eval(), example, target="onednn", dynamic_axes=(0, 1))
+    return graph, params, compile(graph, params, engine="inductor")
+
+
+@pytest.mark.parametrize(("batch", "length"), [(3, 10), (1, 10), (5, 1), (1, 1), (2, 37)])
+def test_the_compiled_network_takes_any_batch_and_length(transformer, batch, length) -> None:
+    graph, params, network = transformer
+    example = torch.randn(batch, length, 32), torch.ones(batch, length, dtype=torch.bool)
+    assert_agrees(network, simulate(graph, params), example)
+    assert torch.equal(network(*example), network(*example))
+
+
+def test_inputs_may_lie_anyhow_in_memory(transformer) -> None:
+    _, _, network = transformer
+    x, mask = torch.randn(3, 32, 10).transpose(1, 2), (torch.rand(10, 3) < 0.9).t()
+    assert torch.equal(network(x, mask), network(x.contiguous(), mask.contiguous()))
+
+
+def test_the_second_compilation_comes_from_the_cache(transformer, monkeypatch) -> None:
+    graph, params, network = transformer
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *_, **__: pytest.fail("compiled again"))
+    again = compile(graph, params, engine="inductor")
+    x = torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.bool)
+    assert torch.equal(network(*x), again(*x))
+    assert again.size_mb == network.size_mb > 0
+    assert {row.kernel for row in network.executions().values()} == {"linear", "attention"}
+
+
+def test_convolutions_and_the_float_network_compile() -> None:
+    model, example = CASES["convolutions"]
+    graph, params = prepared(model.eval(), example, target="openvino")
+    assert_agrees(compile(graph, params, engine="inductor"), simulate(graph, params), example)
+    assert torch.allclose(compile(graph, None, engine="inductor")(*example), model(*example), atol=1e-5)
+
+
+def test_a_network_elsewhere_is_refused() -> None:
+    graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+    graph.module.to("meta")
+    with pytest.raises(QuantizationError, match=r"on meta, and the integer kernels are for the CPU; capture model.cpu"):
+        compile(graph, params, engine="inductor")
+
+
+def test_no_compiler_is_said_plainly(monkeypatch) -> None:
+    monkeypatch.setattr("octavo.engines.compiler", lambda: None)
+    graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+    with pytest.raises(QuantizationError, match=r"there is no C\+\+ compiler; install g\+\+, or choose one of"):
+        compile(graph, params, engine="inductor")
