@@ -14,19 +14,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from benchmarks.networks import NETWORKS, Network
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestant import CONTESTANTS
-from octavo.recovery.evaluate import machine, versions
+from benchmarks.networks import NETWORKS, Network
+from octavo.machine import machine, versions
 
 HERE = Path(__file__).parent
 PATIENCE_S = 420  # for a contestant to get ready
@@ -53,13 +54,11 @@ class Contestant:
 
     def _hear(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        timer = subprocess.Popen(["sleep", str(PATIENCE_S)])
-        line = ""
-        while not line and self.process.poll() is None and timer.poll() is None:
-            line = self.process.stdout.readline()
-        timer.kill()
-        timer.wait()
-        heard: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self.process.poll()}"}
+        timer = threading.Timer(PATIENCE_S, self.process.kill)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        heard: dict[str, Any] = json.loads(line) if line else {"error": f"ended with {self.process.wait()}"}
         self.error = heard.get("error", self.error)
         return heard
 
@@ -91,7 +90,9 @@ def prepare(name: str, row: Network, batch: int, folder: Path) -> int:
     return counter.get_total_flops()
 
 
-def race(name: str, batch: int, chosen: list[str], rounds: int, peers: str | None, console: Console) -> list[dict[str, Any]]:
+def race(
+    name: str, batch: int, chosen: list[str], rounds: int, peers: str | None, console: Console
+) -> list[dict[str, Any]]:
     """The rows of one network at one batch size."""
     row = NETWORKS[name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,7 +116,9 @@ def race(name: str, batch: int, chosen: list[str], rounds: int, peers: str | Non
     return records(name, row, batch, operations, contestants)
 
 
-def records(name: str, row: Network, batch: int, operations: int, contestants: list[Contestant]) -> list[dict[str, Any]]:
+def records(
+    name: str, row: Network, batch: int, operations: int, contestants: list[Contestant]
+) -> list[dict[str, Any]]:
     """One row for each contestant, in the order of the table."""
     medians = {one.name: statistics.median(one.times_ms) for one in contestants if one.times_ms}
     best = min((medians[one.name] for one in contestants if one.kind == "peer" and one.name in medians), default=None)
@@ -164,7 +167,9 @@ def main(
     batches: Annotated[str, typer.Option(help="comma-separated")] = "1,8",
     rounds: Annotated[int, typer.Option(help="turns of every contestant")] = 10,
     contestants: Annotated[str, typer.Option(help="comma-separated")] = ",".join(CONTESTANTS),
-    peers: Annotated[str | None, typer.Option(help="python of the peers' environment; without it they are absent")] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="python of the peers' environment; without it they are absent")
+    ] = None,
 ) -> None:
     """Time every network, at every batch size, on every contestant."""
     console, rows = Console(), []
@@ -173,7 +178,12 @@ def main(
             found = race(name, batch, contestants.split(","), rounds, peers, console)
             show(found, console)
             rows += found
-            record = {"rows": rows, "rounds": rounds, "machine": machine(), "versions": versions() | peer_versions(peers)}
+            record = {
+                "rows": rows,
+                "rounds": rounds,
+                "machine": machine(),
+                "versions": versions() | peer_versions(peers),
+            }
             json_out.write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -181,7 +191,8 @@ def peer_versions(python: str | None) -> dict[str, str]:
     """{"peer package": version} of the peers' environment."""
     if python is None:
         return {}
-    code = "from importlib.metadata import version as v\nfor n in ('torch','openvino','nncf','onnxruntime','torchao'): print(n, v(n))"
+    packages = "'torch', 'openvino', 'nncf', 'onnxruntime', 'torchao'"
+    code = f"from importlib.metadata import version as v\nfor n in ({packages}): print(n, v(n))"
     lines = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     return {f"peer {name}": version for name, version in map(str.split, lines)}
 

@@ -92,7 +92,15 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, blocks, inputs = _convolution(3, 32, 3, 2), [], 32
-        table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+        table = (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        )
         for factor, outputs, count, stride in table:
             for index in range(count):
                 blocks.append(Inverted(inputs, outputs, stride if index == 0 else 1, factor))
@@ -182,5 +190,7 @@ NETWORKS: dict[str, Network] = {
     "whisper_tiny_encoder": Network(
         build=lambda: WhisperEncoder().eval(), inputs=lambda batch: (torch.randn(batch, 80, 3000),), random_weights=True
     ),
-    "ds_cnn_s": Network(build=ds_cnn_s.build, inputs=lambda batch: (torch.randn(batch, 1, 49, 10),), random_weights=False),
+    "ds_cnn_s": Network(
+        build=ds_cnn_s.build, inputs=lambda batch: (torch.randn(batch, 1, 49, 10),), random_weights=False
+    ),
 }

@@ -19,9 +19,9 @@ from rich.progress import track
 
 import octavo
 from octavo import Result, Rule
+from octavo.machine import machine, versions
 from octavo.network.partial import keep_float, layers
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import machine, versions
 from octavo.zoo import task
 
 RULES = [Rule(role="input", bits=4), Rule(role="rhs", bits=4), Rule("*")]  # rhs: the residual branch

@@ -16,13 +16,14 @@ import typer
 from rich.console import Console
 from torch.utils._pytree import tree_map
 
+from octavo.machine import machine, versions
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, call_arguments, capture
 from octavo.network.partial import layers, quantize_only
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import latency_ms, machine, versions
+from octavo.recovery.evaluate import latency_ms
 from octavo.recovery.sensitivity import exact, fast, rank_correlation
 from octavo.zoo import TASKS, task
 

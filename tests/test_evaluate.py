@@ -15,11 +15,9 @@ from octavo.recovery.evaluate import (
     Latency,
     agreement,
     latency_ms,
-    machine,
     paired_interval,
     size_mb,
     sqnr_db,
-    versions,
 )
 
 
@@ -193,28 +191,3 @@ def test_size_counts_parameters_and_buffers_once(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"x" * 1000)
     assert size_mb(tmp_path / "b") == 0.001
     assert size_mb(tmp_path) == 0.004
-
-
-def test_machine_reads_what_the_kernel_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: fpu avx2 amx_int8 avx512_vnni\n")
-    lines = evaluate._cpu_lines(cpuinfo)
-    monkeypatch.setattr(evaluate, "_cpu_lines", lambda: lines)
-    facts = machine()
-    assert facts["cpu"] == "Abacus 3000"
-    assert facts["flags"] == ["avx2", "avx512_vnni", "amx_int8"]
-    assert set(facts) == {"cpu", "cores", "threads", "flags"}
-    assert facts["cores"] >= 1
-
-
-def test_machine_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert evaluate._cpu_lines(tmp_path / "absent") == {}
-    monkeypatch.setattr(evaluate, "_cpu_lines", dict)
-    assert machine()["flags"] == []
-
-
-def test_versions_leave_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PACKAGES", ("torch", "no-such-package"))
-    found = versions()
-    assert list(found) == ["python", "torch"]
-    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]

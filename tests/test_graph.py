@@ -9,7 +9,7 @@ from torch import nn
 
 from octavo.errors import QuantizationError
 from octavo.network.export import export, private_copy
-from octavo.network.graph import PASSES, Graph, call_arguments, capture, clone, verify
+from octavo.network.graph import PASSES, Graph, call_arguments, capture, check_graph, clone
 
 
 def seen_in(caught: pytest.ExceptionInfo[QuantizationError]) -> str:
@@ -345,34 +345,34 @@ def node_named(module, name):
     return next(node for node in module.graph.nodes if node.name == name)
 
 
-def test_verify_rejects_in_place_operations() -> None:
+def test_the_check_rejects_in_place_operations() -> None:
     def edit(module):
         node_named(module, "relu").target = torch.ops.aten.relu_.default
 
     with pytest.raises(QuantizationError, match=r"^relu: .*relu_\.default, which writes to its inputs"):
-        verify(broken(edit))
+        check_graph(broken(edit))
 
 
-def test_verify_rejects_dropout() -> None:
+def test_the_check_rejects_dropout() -> None:
     def edit(module):
         node = node_named(module, "relu")
         node.target, node.args = torch.ops.aten.dropout.default, (*node.args, 0.5, True)
 
     with pytest.raises(QuantizationError, match="differs in training"):
-        verify(broken(edit))
+        check_graph(broken(edit))
 
 
-def test_verify_rejects_batch_statistics() -> None:
+def test_the_check_rejects_batch_statistics() -> None:
     def edit(module):
         node = node_named(module, "relu")
         node.target = torch.ops.aten.batch_norm.default
         node.args = (node.args[0], None, None, None, None, True, 0.1, 1e-5, False)
 
     with pytest.raises(QuantizationError, match="differs in training"):
-        verify(broken(edit))
+        check_graph(broken(edit))
 
 
-def test_verify_rejects_submodule_calls() -> None:
+def test_the_check_rejects_submodule_calls() -> None:
     def edit(module):
         module.add_module("extra", nn.ReLU())
         node = node_named(module, "relu")
@@ -381,20 +381,20 @@ def test_verify_rejects_submodule_calls() -> None:
         node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
 
     with pytest.raises(QuantizationError, match="holds a call_module of extra"):
-        verify(broken(edit))
+        check_graph(broken(edit))
 
 
-def test_verify_rejects_unknown_shapes() -> None:
+def test_the_check_rejects_unknown_shapes() -> None:
     with pytest.raises(QuantizationError, match="does not know the shape"):
-        verify(broken(lambda module: node_named(module, "relu").meta.pop("val")))
+        check_graph(broken(lambda module: node_named(module, "relu").meta.pop("val")))
 
 
-def test_verify_rejects_names_that_do_not_exist() -> None:
+def test_the_check_rejects_names_that_do_not_exist() -> None:
     def edit(module):
         del module.get_submodule("0")._parameters["weight"]
 
     with pytest.raises(QuantizationError, match=r"0\.weight references nonexistent attribute"):
-        verify(broken(edit))
+        check_graph(broken(edit))
 
 
 def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(
@@ -423,7 +423,7 @@ def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(
         model.eval()
         for run in PASSES.values():
             run(module)
-            verify(Graph(module=module, example_args=(example,), example_kwargs={}, dynamic_axes=(0,)))
+            check_graph(Graph(module=module, example_args=(example,), example_kwargs={}, dynamic_axes=(0,)))
             x = torch.randn(5, *example.shape[1:])
             wanted, found = model(x.clone()), module(x.clone())
             wanted, found = (v[0] if isinstance(v, tuple) else v for v in (wanted, found))

@@ -14,7 +14,7 @@ int8   = octavo.compile(graph, params)
 from octavo.engines import available, compile
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, choose_params, observe
-from octavo.network.graph import Graph, capture, verify
+from octavo.network.graph import Graph, capture
 from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate
@@ -60,5 +60,4 @@ __all__ = [
     "simulate",
     "size_mb",
     "sqnr_db",
-    "verify",
 ]

@@ -1,6 +1,6 @@
 """The inductor engine: integer kernels for what the plan quantizes, and Inductor's own code for all that lies between.
 
-    planned graph ─▶ lowered, operation by operation (`lowerings.py`) ─▶ torch.export ─▶ ahead-of-time compilation
+    planned graph ─▶ lowered, operation by operation (`lowering/`) ─▶ torch.export ─▶ ahead-of-time compilation
 
 The compiled package is kept in a cache, named after all that it depends on: the next process loads it in milliseconds.
 """
@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from octavo.engines.execution import Execution
-from octavo.engines.lowered import Lowering, Site
-from octavo.engines.lowerings import lower
+from octavo.engines.lowering import lower
+from octavo.engines.lowering.build import Lowering, Site
 from octavo.engines.native import cache_folder, library, load_kernels
 from octavo.engines.retrace import exported_again
 from octavo.engines.signature import Signature, signature_of

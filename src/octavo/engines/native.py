@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from octavo.errors import QuantizationError
-from octavo.recovery.evaluate import machine
+from octavo.machine import machine
 
 SOURCE = Path(__file__).with_name("kernels") / "int8.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-w")

@@ -23,7 +23,7 @@ from octavo.network.recurrent import split_recurrent
 
 Pass = Callable[[GraphModule], None]
 
-# In the order they run. Each edits the graph in place and leaves a graph that `verify` accepts.
+# In the order they run. Each edits the graph in place and leaves a graph that `check_graph` accepts.
 PASSES: dict[str, Pass] = {
     "drop_effects": drop_effects,
     "loosen_views": loosen_views,
@@ -69,7 +69,7 @@ def capture(model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,
         run(module)
     check_dynamic(module, dynamic_axes)
     graph = Graph(module=module, example_args=args, example_kwargs=kwargs, dynamic_axes=tuple(dynamic_axes))
-    verify(graph)
+    check_graph(graph)
     return graph
 
 
@@ -95,7 +95,7 @@ def clone(graph: Graph) -> Graph:
     return replace(graph, module=copy_module(graph.module))
 
 
-def verify(graph: Graph) -> None:
+def check_graph(graph: Graph) -> None:
     """Check the invariants that every pass keeps and every later stage relies on.
 
     1. The graph is well-formed and every name that it reads exists.
@@ -108,10 +108,10 @@ def verify(graph: Graph) -> None:
     except RuntimeError as error:
         _invariant_broken("graph", f"is not well-formed: {error}")
     for node in graph.module.graph.nodes:
-        _verify_node(node)
+        _check_node(node)
 
 
-def _verify_node(node: Node) -> None:
+def _check_node(node: Node) -> None:
     if node.op == "call_function":
         if _is_unstable(node):
             _invariant_broken(node.name, f"holds {node.target}, which writes to its inputs or differs in training")
@@ -134,7 +134,7 @@ def _is_unstable(node: Node) -> bool:
 
 def _invariant_broken(site: str, seen: str) -> None:
     raise QuantizationError(
-        asked="verify a captured graph",
+        asked="check a captured graph",
         seen=f"it {seen}",
         remedy="this is a defect of the pass that ran last, not of your model; please report it",
         site=site,

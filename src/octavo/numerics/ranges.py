@@ -21,6 +21,8 @@ RangeMethod = Callable[[Histogram, Scheme], Range]
 
 THRESHOLDS = 96  # thresholds tried at once
 ATOM_SHARE, ATOM_EXCESS, ATOM_WINDOW = 0.002, 8.0, 1 / 8  # see _without_atoms
+MOST_CLIPPED = 0.05  # of the values. With nearly all of them in the outermost integer there is no shape left to lose,
+# and the divergence is 0: 512 averages between 0.1 and 0.4 got the range 0.1. Real networks clip 1.5 % at most.
 BINS_PER_OCTAVE = 1 << MANTISSA_BITS
 ATOM_NEIGHBOURS = 2 * ATOM_WINDOW * BINS_PER_OCTAVE  # buckets in the window, at least
 
@@ -163,7 +165,7 @@ def _divergence(values: Buckets, smooth: Buckets, grid: _Grid) -> Floats:
     total = p.sum(axis=1)
     ratio = np.divide(p, q, out=np.ones_like(p), where=p > 0) * (q.sum(axis=1) / total)[:, None]
     divergence: Floats = (shape + (p * np.log(ratio)).sum(axis=1)) / total
-    return np.where(mass.any(axis=1), divergence, np.inf)
+    return np.where(mass.sum(axis=1) >= (1 - MOST_CLIPPED) * smooth.counts.sum(), divergence, np.inf)
 
 
 def _evened_out(smooth: Buckets, grid: _Grid) -> tuple[Floats, Floats, Floats]:

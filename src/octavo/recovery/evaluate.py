@@ -1,13 +1,10 @@
 """Every number reported about a network: is it still right, how far off, how large and how fast."""
 
 import math
-import os
-import platform
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from octavo.errors import QuantizationError
 
 Score = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
-PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,33 +209,3 @@ def size_mb(what: nn.Module | Path) -> float:
         return sum(tensor.nbytes for tensor in [*what.parameters(), *what.buffers()]) / 1e6
     files = [file for file in what.rglob("*") if file.is_file()] if what.is_dir() else [what]
     return sum(file.stat().st_size for file in files) / 1e6
-
-
-def machine() -> dict[str, Any]:
-    """{"cpu", "cores", "threads", "flags"}: what a measured time depends on, and nothing that names the machine."""
-    lines = _cpu_lines()
-    present = set(lines.get("flags", lines.get("Features", "")).split())
-    return {
-        "cpu": lines.get("model name", platform.processor() or platform.machine()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "flags": [flag for flag in FLAGS if flag in present],
-    }
-
-
-def _cpu_lines(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    pairs = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def versions() -> dict[str, str]:
-    """{"python": …, package: version} of the packages that the numbers depend on, where they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

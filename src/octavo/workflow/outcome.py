@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from octavo.machine import machine, versions
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.plan import Coverage
-from octavo.recovery.evaluate import machine, versions
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.goal import Goal, Score, Verdict
 from octavo.workflow.study import Trial

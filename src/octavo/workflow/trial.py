@@ -8,12 +8,12 @@ from typing import Any
 
 from octavo.engines import available, compile
 from octavo.errors import QuantizationError
+from octavo.machine import versions
 from octavo.network.calibrate import Params, Stats, choose_params
 from octavo.network.graph import Graph
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import versions
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
 

@@ -14,11 +14,12 @@ from rich.progress import track
 from torch import Tensor
 
 from octavo.engines import compile
+from octavo.machine import machine, versions
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import make_plan
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import agreement, machine, sqnr_db, versions
+from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.outcome import coverage_record
 from octavo.workflow.table import show
 from octavo.workflow.timing import contestants, latency, latency_record

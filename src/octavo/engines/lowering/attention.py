@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from octavo.engines.lowered import only_reader
+from octavo.engines.lowering.build import only_reader
 from octavo.network.edit import shape
 
 aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""Products of two activations, attention and embeddings, on Octavo's own integer kernels (`kernels/int8.cpp`)."""
+"""Products of two activations, and attention, on Octavo's own integer kernels (`kernels/int8.cpp`)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.engines.attention import Attention, attention_from
-from octavo.engines.lowered import Integers, Lowering, grid_of, only_reader
+from octavo.engines.lowering.attention import Attention, attention_from
+from octavo.engines.lowering.build import Integers, Lowering, grid_of, only_reader
 from octavo.network.edit import shape
 from octavo.network.operations import preserves_values
 
@@ -136,20 +136,3 @@ _BETWEEN: dict[Any, Callable[[Lowering, Node, Any, float, Any], tuple[float, Any
     aten.add.Tensor: _added,
     aten.masked_fill.Scalar: _masked,
 }
-
-
-def embedding(lowering: Lowering, node: Node) -> bool:
-    """Rows [...] of an int8 table [rows, width], each scaled by its own scale."""
-    weight = lowering.weight(node.args[0])
-    scales = None if weight is None else weight.scales(0)
-    if weight is None or scales is None:
-        return False
-    table, per_row = lowering.constant(weight.integers()), lowering.constant(scales.unsqueeze(1))
-    lowering.values[node] = lowering.emit(gather, table, per_row, lowering.real(node.args[1]))
-    lowering.ran(node, "embedding", "gather_i8")
-    return True
-
-
-def gather(table: Tensor, scales: Tensor, index: Tensor) -> Tensor:
-    """[..., width] float32: rows of an int8 table [rows, width], scaled by [rows, 1]."""
-    return torch.nn.functional.embedding(index, table).to(torch.float32) * torch.nn.functional.embedding(index, scales)

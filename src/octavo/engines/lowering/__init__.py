@@ -1,0 +1,51 @@
+"""The integer kernels: for each operation of a planned graph, what stands for it in the lowered one.
+
+    linear            oneDNN's, with packed int8 weights; bias, activation and the next rounding inside. Linears that
+                      read the same integers (query, key and value) become one
+    convolution       oneDNN's, likewise
+    attention, matmul Octavo's own, `kernels/int8.cpp`
+    embedding         rows of the int8 table, then scaled
+    what moves values the same, on uint8
+
+Nothing is searched for after the fact: the plan says where the integers are. A row returns whether it could write its
+kernel; if not, the operation runs in float on rounded values, and `executions` says so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from octavo.engines.lowering.build import Lowering
+from octavo.engines.lowering.convolution import convolution
+from octavo.engines.lowering.embedding import embedding
+from octavo.engines.lowering.linear import linear, matmul
+from octavo.engines.lowering.move import moved
+from octavo.network.operations import FLOAT_ONLY, operation, preserves_values
+from octavo.network.passes import CONVOLUTIONS
+
+aten = torch.ops.aten
+
+LOWERINGS: dict[Any, Callable[[Lowering, Node], bool]] = {
+    aten.linear.default: linear,
+    aten.matmul.default: matmul,
+    aten.embedding.default: embedding,
+    **dict.fromkeys(CONVOLUTIONS, convolution),
+}
+
+
+def lower(lowering: Lowering, node: Node) -> None:
+    """Write what stands for `node` of the planned graph, unless it is done already as part of another."""
+    if node in lowering.values:
+        return
+    if lowering.site(node) is not None:
+        lowering.values[node] = lowering.rounded(node)
+        return
+    if node.target in LOWERINGS and LOWERINGS[node.target](lowering, node):
+        return
+    if preserves_values(node) and moved(lowering, node):
+        return
+    if (operation(node) is not None and node.target is not aten.add.Tensor) or node.target in FLOAT_ONLY:
+        lowering.ran(node, str(node.target).split(".")[1], "inductor_f32")
+    lowering.values[node] = lowering.graph.node_copy(node, lowering.real)

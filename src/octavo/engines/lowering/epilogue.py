@@ -1,0 +1,100 @@
+"""How an integer kernel begins and ends: its constants, the activation and the rounding done inside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, only_reader
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epilogue:
+    """What a kernel does to its sums beside scaling them.
+
+    name, arguments, algorithm  oneDNN's post operation: "none", "relu", "gelu", …
+    grid                        of the integers it writes; None for float32
+    ends                        the nodes of the planned graph that are done with it
+    """
+
+    name: str = "none"
+    arguments: tuple[float, ...] = ()
+    algorithm: str = ""
+    grid: Grid | None = None
+    ends: tuple[Node, ...] = ()
+
+
+PostOperation = tuple[str, tuple[float, ...], str]  # name, arguments, algorithm
+
+
+def _no_activation(node: Node) -> PostOperation:
+    return "none", (), ""
+
+
+def _gelu(node: Node) -> PostOperation:
+    return "gelu", (), str(node.kwargs.get("approximate", "none"))
+
+
+def _clamp(node: Node) -> PostOperation:
+    bounds = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
+    return "hardtanh", tuple(float(bound) for bound in bounds), ""  # type: ignore[arg-type]
+
+
+# What oneDNN can do to the sums of a linear; of a convolution, all but GELU and tanh.
+ACTIVATIONS: dict[Any, Callable[[Node], PostOperation]] = {
+    aten.relu.default: lambda node: ("relu", (), ""),
+    aten.relu6.default: lambda node: ("hardtanh", (0.0, 6.0), ""),
+    aten.hardtanh.default: _clamp,
+    aten.silu.default: lambda node: ("swish", (), ""),
+    aten.hardswish.default: lambda node: ("hardswish", (), ""),
+    aten.gelu.default: _gelu,
+    aten.tanh.default: lambda node: ("tanh", (), ""),
+}
+_LINEAR_ONLY = {aten.gelu.default, aten.tanh.default}
+
+
+def epilogue(lowering: Lowering, node: Node, *, convolution: bool = False) -> Epilogue:
+    """What the kernel of `node` does at its end: the activation and the rounding that alone read its result."""
+    name, arguments, algorithm = _no_activation(node)
+    ends: list[Node] = [node]
+    reader = only_reader(node)
+    if reader is not None and reader.target in ACTIVATIONS and not (convolution and reader.target in _LINEAR_ONLY):
+        name, arguments, algorithm = ACTIVATIONS[reader.target](reader)
+        ends.append(reader)
+        reader = only_reader(reader)
+    site = lowering.site(reader)
+    if site is None or reader is None:
+        return Epilogue(name=name, arguments=arguments, algorithm=algorithm, ends=tuple(ends))
+    return Epilogue(
+        name=name, arguments=arguments, algorithm=algorithm, grid=grid_of(site.params), ends=(*ends, reader)
+    )
+
+
+def finish(lowering: Lowering, end: Epilogue, result: Node) -> None:
+    """Let `result` stand for all that the kernel computed."""
+    *inner, last = end.ends
+    for node in inner:
+        lowering.values[node] = result  # read by the next of them alone
+    lowering.values[last] = result if end.grid is None else Integers(node=result, grid=end.grid)
+
+
+def operands(lowering: Lowering, x: Integers, weight: Tensor, scales: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    constants = (lowering.constant(weight.contiguous()), lowering.constant(scales))
+    return x.node, x.grid.scale, x.grid.zero, *constants, None if bias is None else lowering.constant(bias)
+
+
+def output(end: Epilogue) -> tuple[float, int, bool]:
+    """(scale, zero, whether uint8 comes out)."""
+    return (1.0, 0, False) if end.grid is None else (end.grid.scale, end.grid.zero, True)
+
+
+def clipped(lowering: Lowering, result: Node, grid: Grid | None) -> Node:
+    """`result` within the integers in use, where those are fewer than uint8 has."""
+    if grid is None or (grid.low, grid.high) == (0, 255):
+        return result
+    return lowering.emit(torch.clamp, result, grid.low, grid.high)

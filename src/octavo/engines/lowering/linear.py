@@ -1,0 +1,129 @@
+"""Linears on oneDNN's int8 kernel: those that read the same integers and end alike become one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.engines.lowering.build import Grid, Integers, Lowering, Weight, readers
+from octavo.engines.lowering.epilogue import Epilogue, clipped, epilogue, finish, operands, output
+from octavo.engines.lowering.product import product
+from octavo.network.edit import shape
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Linear:
+    """One linear to lower: its node, int8 weight [out, in], a scale for each output, bias and epilogue."""
+
+    node: Node
+    integers: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    end: Epilogue
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Linears of one kind can be one."""
+        fits = self.end.grid is None or (self.end.grid.low, self.end.grid.high) == (0, 255)
+        own = None if fits else self.node
+        return self.end.name, self.end.arguments, self.end.algorithm, self.end.grid is None, own
+
+
+def linear(lowering: Lowering, node: Node) -> bool:
+    """x [..., in] · weight [out, in]ᵀ + bias, with those that read the same x and end alike."""
+    x = lowering.integers(node.args[0])
+    first = _linear(lowering, node)
+    if x is None or first is None:
+        return False
+    siblings = [other for other in readers(node.args[0]) if other.target is node.target]  # type: ignore[arg-type]
+    found = [_linear(lowering, other) for other in siblings if other not in lowering.values]
+    joined = [row for row in found if row is not None and row.kind == first.kind]
+    _write_linear(lowering, x, joined if first.end.name == "none" else [first])
+    return True
+
+
+def _linear(lowering: Lowering, node: Node) -> _Linear | None:
+    weight, bias = _weight(lowering, node), node.args[2] if len(node.args) > 2 else None
+    scales = None if weight is None else weight.scales(0)
+    if weight is None or scales is None or len(shape(node)) < 2:
+        return None
+    if bias is not None and lowering.tensor(bias) is None:
+        return None
+    return _Linear(
+        node=node,
+        integers=weight.integers(),
+        scales=scales,
+        bias=lowering.tensor(bias),
+        end=epilogue(lowering, node),
+    )
+
+
+def _weight(lowering: Lowering, node: Node) -> Weight | None:
+    argument = node.args[1]
+    weight = lowering.weight(argument)
+    site = lowering.site(argument) if isinstance(argument, Node) else None
+    if weight is None and site is not None:  # not reached yet: it belongs to a later sibling
+        weight = lowering.rounded(argument) if lowering.tensor(argument.args[0]) is not None else None  # type: ignore[union-attr,arg-type]
+    return weight
+
+
+def _write_linear(lowering: Lowering, x: Integers, rows: list[_Linear]) -> None:
+    """One kernel for all `rows`; each of them is a slice of its result.
+
+    oneDNN gives all outputs one scale and zero-point, those of the first row. The others' go into their weight scales
+    and bias: u = sum·scale·(s₀/s) / s₀ + [bias·(s₀/s) + (z − z₀)·s₀] / s₀ + z₀.
+    """
+    grid = rows[0].end.grid
+    scales, biases = zip(*(_towards(row, grid) for row in rows), strict=True)
+    bias = (
+        None
+        if all(b is None for b in biases)
+        else torch.cat([torch.zeros(len(s)) if b is None else b for b, s in zip(biases, scales, strict=True)])
+    )
+    result = _qlinear(lowering, x, torch.cat([row.integers for row in rows]), torch.cat(scales), bias, rows[0].end)
+    start = 0
+    for row in rows:
+        size = len(row.scales)
+        part = result if len(rows) == 1 else lowering.emit(aten.slice.Tensor, result, -1, start, start + size)
+        finish(lowering, row.end, part)
+        lowering.ran(row.node, "linear", "onednn_i8")
+        start += size
+
+
+def _towards(row: _Linear, grid: Grid | None) -> tuple[Tensor, Tensor | None]:
+    """(scales, bias) of `row` for outputs on `grid` in place of its own."""
+    own = row.end.grid
+    if grid is None or own is None or own == grid:
+        return row.scales, row.bias
+    factor, shift = grid.scale / own.scale, (own.zero - grid.zero) * grid.scale
+    bias = torch.zeros(len(row.scales)) if row.bias is None else row.bias
+    return row.scales * factor, bias * factor + shift
+
+
+def _qlinear(
+    lowering: Lowering, x: Integers, weight: Tensor, scales: Tensor, bias: Tensor | None, end: Epilogue
+) -> Node:
+    result = lowering.emit(
+        torch.ops.octavo.int8_linear.default,
+        *operands(lowering, x, weight, scales, bias),
+        *output(end), end.name, list(end.arguments), end.algorithm,
+    )  # fmt: skip
+    return clipped(lowering, result, end.grid)
+
+
+def matmul(lowering: Lowering, node: Node) -> bool:
+    """With a constant matrix on the right, a linear without bias; else a product of two activations."""
+    x, weight = lowering.integers(node.args[0]), lowering.weight(node.args[1])
+    if weight is None:
+        return product(lowering, node)
+    scales = weight.scales(-1)
+    if x is None or scales is None or weight.real.ndim != 2 or len(shape(node)) < 2:
+        return False
+    end = epilogue(lowering, node)
+    finish(lowering, end, _qlinear(lowering, x, weight.integers().t().contiguous(), scales, None, end))
+    lowering.ran(node, "linear", "onednn_i8")
+    return True
