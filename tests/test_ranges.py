@@ -329,7 +329,7 @@ def test_a_search_takes_milliseconds(name: str) -> None:
 
 
 def test_entropy_does_not_clip_most_of_what_it_saw() -> None:
-    """Averages: all of one sign, far from zero, in few clusters. With all but a few clipped, no information seems lost."""
+    """Averages: of one sign, far from zero, in clusters. With all but a few clipped, no information seems lost."""
     clusters = torch.tensor([0.13, 0.15, 0.156, 0.17, 0.2, 0.22, 0.25, 0.3, 0.31, 0.33, 0.335])
     for _ in range(8):
         histogram = Histogram()

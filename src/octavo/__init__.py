@@ -12,6 +12,7 @@ int8   = octavo.compile(graph, params)
 """
 
 from octavo.engines import available, compile
+from octavo.engines.artifact import load, save
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, choose_params, observe
 from octavo.network.graph import Graph, capture
@@ -50,6 +51,7 @@ __all__ = [
     "compile",
     "entropy",
     "latency_ms",
+    "load",
     "make_plan",
     "max_range",
     "mse",
@@ -57,6 +59,7 @@ __all__ = [
     "paired_interval",
     "percentile",
     "quantize",
+    "save",
     "simulate",
     "size_mb",
     "sqnr_db",

@@ -44,7 +44,7 @@ def compile_inductor(graph: Graph, params: Params | None) -> "InductorModel":
     try:
         with torch.no_grad(), _quiet():
             package = _package(exported_again(graph, module))
-            run = torch._inductor.aoti_load_package(str(package))
+            run = torch._inductor.aoti_load_package(str(package)).loader.run  # by flat lists: the signature is ours
     except Exception as error:  # of whatever torch met
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(
@@ -138,7 +138,7 @@ class InductorModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are only read, outputs are new tensors."""
         tensors = self._signature.flatten(args, kwargs)
-        outputs = self._run(*(tensor.detach().contiguous() for tensor in tensors.values()))
+        outputs = self._run([tensor.detach().contiguous() for tensor in tensors.values()])
         return self._signature.unflatten(dict(zip(self._signature.tensors, outputs, strict=True)))
 
     def executions(self) -> dict[str, Execution]:

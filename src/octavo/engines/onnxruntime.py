@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import onnx
 import onnxruntime
 import torch
 
@@ -21,12 +22,14 @@ def compile_onnxruntime(
     *,
     threads: int | None = None,
     fusion: Literal["all", "none"] = "all",
+    network: onnx.ModelProto | None = None,
 ) -> "OnnxRuntimeModel":
     """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
 
     threads  that work on one call; None leaves the number to ONNX Runtime
     fusion   "all": integer kernels for what lies between QuantizeLinear and DequantizeLinear; "none": node by node as
              the file says, in float: to tell what the file says from what the fusions make of it
+    network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
     options = onnxruntime.SessionOptions()
@@ -34,7 +37,7 @@ def compile_onnxruntime(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
-    serialized = export_onnx(graph, params).SerializeToString()
+    serialized = (network or export_onnx(graph, params)).SerializeToString()
     try:
         session = onnxruntime.InferenceSession(
             serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=INVALID

@@ -31,12 +31,14 @@ def compile_openvino(
     threads: int | None = None,
     hint: Literal["latency", "throughput"] = "latency",
     precision: Literal["f32", "bf16"] = "f32",
+    network: onnx.ModelProto | None = None,
 ) -> "OpenVINOModel":
     """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
 
     threads    None leaves the number to OpenVINO
     hint       "latency": all threads work on one call; "throughput": calls from several threads run side by side
     precision  of what does not run on integers
+    network    what `export_onnx` wrote of this network, if it is there already
     raises     QuantizationError if the network cannot be written as ONNX
     """
     properties: dict[str, Any] = {
@@ -47,7 +49,7 @@ def compile_openvino(
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     core = ov.Core()
-    network = export_onnx(graph, params)
+    network = network or export_onnx(graph, params)
     serialized = network.SerializeToString()
     size_mb = len(serialized) / 1e6
     model = core.read_model(serialized)

@@ -11,23 +11,17 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import sympy
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import SymInt, Tensor
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.utils._sympy import functions as torch_functions
 
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute, layer_of, submodule
 from octavo.network.graph import Graph
+from octavo.network.sizes import Json, Symbols, Values, value_record
 from octavo.network.structure import Structure, spec_of, structure_of
-
-Json = Any  # None, bool, int, float, str, and lists and dicts of them
 
 
 class _Record(BaseModel):
@@ -35,7 +29,7 @@ class _Record(BaseModel):
 
 
 class NodeRecord(_Record):
-    """One node: `val` is what it produces, in the form of `_value_record`; `layer` the user's."""
+    """One node: `val` is what it produces, in the form of `value_record`; `layer` the user's."""
 
     op: str
     name: str
@@ -78,12 +72,12 @@ def graph_record(graph: Graph) -> GraphRecord:
     raises  QuantizationError naming the operation that cannot be written
     """
     info = graph.module.graph._codegen.pytree_info  # type: ignore[attr-defined]
-    symbols: dict[str, int] = {}
+    symbols = Symbols()
     nodes = [_node_record(node, symbols) for node in graph.module.graph.nodes]
     leaves = torch.utils._pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     return GraphRecord(
         nodes=nodes,
-        symbols=symbols,
+        symbols=symbols.values,
         arguments=list(info.orig_args),
         inputs=structure_of(info.in_spec),
         outputs=structure_of(info.out_spec),
@@ -110,7 +104,8 @@ def graph_of(record: GraphRecord, tensors: Mapping[str, Tensor]) -> Graph:
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         submodule(root, owner).register_buffer(leaf, tensor)
-    graph, nodes, values = FxGraph(), {}, _Values(record.symbols)
+    graph, values = FxGraph(), Values(record.symbols)
+    nodes: dict[str, Node] = {}
     for row in record.nodes:
         args, kwargs = _read((row.args, row.kwargs), nodes)
         target = _operator(row) if row.op == "call_function" else row.target
@@ -134,16 +129,13 @@ def _codegen(arguments: list[str], in_spec: Any, out_spec: Any) -> Any:
 
 # ---- operations and their arguments
 
-_PLAIN = {
-    name: getattr(operator, name)
-    for name in (
-        ["getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "lshift", "rshift"]
-    )
-} | {
-    name: getattr(torch, name) for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite")
-} | {
-    name: getattr(math, name) for name in ("ceil", "floor", "trunc")
-}  # fmt: skip
+_OF_OPERATOR = "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_"
+_OF_TORCH = "sym_int sym_float sym_max sym_min sym_not sym_ite"
+_PLAIN: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in _OF_OPERATOR.split()},
+    **{name: getattr(torch, name) for name in _OF_TORCH.split()},
+    **{name: getattr(math, name) for name in ("ceil", "floor", "trunc")},
+}
 _PLAIN_NAMES: dict[Any, str] = {function: name for name, function in _PLAIN.items()}
 _BY_NAME = {  # {tag in the record: (type, its values by name)}
     "dtype": (torch.dtype, torch),
@@ -152,14 +144,14 @@ _BY_NAME = {  # {tag in the record: (type, its values by name)}
 }
 
 
-def _node_record(node: Node, symbols: dict[str, int]) -> NodeRecord:
+def _node_record(node: Node, symbols: Symbols) -> NodeRecord:
     return NodeRecord(
         op=node.op,
         name=node.name,
         target=_target(node),
         args=[_written(argument, node) for argument in node.args],
         kwargs={name: _written(argument, node) for name, argument in node.kwargs.items()},
-        val=_value_record(node.meta.get("val"), symbols),
+        val=value_record(node.meta.get("val"), symbols),
         layer=layer_of(node),
     )
 
@@ -176,7 +168,7 @@ def _target(node: Node) -> str:
 
 def _operator(row: NodeRecord) -> Callable[..., Any]:
     if row.target in _PLAIN:
-        return _PLAIN[row.target]  # type: ignore[no-any-return]
+        return _PLAIN[row.target]
     try:
         namespace, name, overload = row.target.split(".")
         found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
@@ -244,96 +236,6 @@ _READERS: dict[str, Callable[[Json, Mapping[str, Node]], Any]] = {
     "float": lambda text, nodes: float(text),
     "device": lambda text, nodes: torch.device(text),
 }
-
-
-# ---- what nodes produce
-
-# Of which the expressions of sizes are made.
-_FUNCTIONS: dict[str, Any] = {
-    function.__name__: function for function in (sympy.Add, sympy.Mul, sympy.Pow, sympy.Max, sympy.Min)
-} | {
-    name: getattr(torch_functions, name)
-    for name in ("FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod", "ModularIndexing", "Max", "Min", "PowByNatural")
-}  # fmt: skip
-
-
-def _value_record(val: Any, symbols: dict[str, int]) -> Json:
-    if isinstance(val, Tensor):
-        shape = [_size_record(size, symbols) for size in val.shape]
-        return {"shape": shape, "dtype": str(val.dtype).removeprefix("torch."), "device": str(val.device)}
-    if isinstance(val, tuple | list):
-        return {"several": [_value_record(item, symbols) for item in val]}
-    if isinstance(val, SymInt):
-        return {"size": _size_record(val, symbols)}
-    return {"value": val if isinstance(val, bool | int | float | str) else None}
-
-
-def _size_record(size: int | SymInt, symbols: dict[str, int]) -> Json:
-    if not isinstance(size, SymInt):
-        return int(size)
-    expression = size.node.expr
-    for symbol in expression.free_symbols:
-        symbols[str(symbol)] = int(size.node.shape_env.backed_var_to_val[symbol])
-    return _expression_record(expression)
-
-
-def _expression_record(expression: Any) -> Json:
-    if isinstance(expression, sympy.Integer):
-        return int(expression)
-    if isinstance(expression, sympy.Rational):
-        return ["Rational", int(expression.p), int(expression.q)]
-    if isinstance(expression, sympy.Symbol):
-        return str(expression)
-    name = expression.func.__name__
-    if name not in _FUNCTIONS:
-        raise QuantizationError(
-            asked="save a network",
-            seen=f"a size in it is {expression}",
-            remedy="capture it with fewer dynamic axes",
-        )
-    return [name, *map(_expression_record, expression.args)]
-
-
-class _Values:
-    """Makes the values of nodes, under one fake mode in which sizes are expressions of the same symbols."""
-
-    def __init__(self, symbols: Mapping[str, int]) -> None:
-        self.environment = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
-        self.hints = dict(symbols)
-        self.symbols = {name: self._symbol(name, hint) for name, hint in symbols.items()}
-
-    def _symbol(self, name: str, hint: int) -> Any:
-        source = ConstantSource(name)
-        return self.environment.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-
-    def read(self, record: Json) -> Any:
-        if "shape" in record:
-            shape = [self._size(size) for size in record["shape"]]
-            with self.mode:
-                return torch.empty(shape, dtype=getattr(torch, record["dtype"]), device=record["device"])
-        if "several" in record:
-            return tuple(self.read(item) for item in record["several"])
-        return self._size(record["size"]) if "size" in record else record["value"]
-
-    def _size(self, record: Json) -> int | SymInt:
-        if isinstance(record, int):
-            return record
-        expression = self._expression(record)
-        hint = int(expression.xreplace({self.symbols[name]: sympy.Integer(hint) for name, hint in self.hints.items()}))
-        size = self.environment.create_symintnode(expression, hint=hint)
-        assert isinstance(size, int | SymInt)
-        return size
-
-    def _expression(self, record: Json) -> Any:
-        if isinstance(record, int):
-            return sympy.Integer(record)
-        if isinstance(record, str):
-            return self.symbols[record]
-        name, *arguments = record
-        if name == "Rational":
-            return sympy.Rational(*arguments)
-        return _FUNCTIONS[name](*map(self._expression, arguments))
 
 
 # ---- the example

@@ -68,5 +68,5 @@ def _built(structure: Structure, leaves: Iterator[Any]) -> Any:
     if structure.kind == "dict":
         return dict(zip(structure.keys, children, strict=True))
     if structure.kind == "named":
-        return namedtuple(structure.name, map(str, structure.keys))(*children)  # type: ignore[misc]
+        return namedtuple(structure.name, map(str, structure.keys))(*children)
     return tuple(children) if structure.kind == "tuple" else children

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from os import PathLike
+from typing import Any, Literal
 
+from octavo.engines.artifact import save
 from octavo.machine import machine, versions
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
@@ -54,6 +56,10 @@ class Result:
     rungs: tuple[RungRecord, ...]
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
+
+    def save(self, path: str | PathLike[str], *, form: Literal["file", "folder"] = "file") -> None:
+        """Write `model`, so that `octavo.load` runs it without its class. See `octavo.save`."""
+        save(self.graph, self.params, path, engine=self.engine, form=form)
 
     @property
     def metric(self) -> float:

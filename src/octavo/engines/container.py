@@ -1,0 +1,157 @@
+"""The outside of a saved network: named files in a zip or a folder, written whole or not at all, checked when read."""
+
+import secrets
+import shutil
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from octavo.errors import QuantizationError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1  # raised when files written before cannot be read any more, or older versions cannot read new ones
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry of a zip: the same network gives the same file
+_DEFLATED = {".json": zipfile.ZIP_DEFLATED, ".onnx": zipfile.ZIP_DEFLATED}
+
+
+class FileFacts(BaseModel):
+    """The size and digest of one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is. `schema_version` comes first in every version that there will be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["octavo"] = "octavo"
+    schema_version: int
+    engine: str
+    versions: dict[str, str]
+    files: dict[str, FileFacts]
+
+
+class _Version(BaseModel):
+    """As much of a manifest as any version of Octavo can read."""
+
+    format: Literal["octavo"]
+    schema_version: int
+
+
+def write_container(
+    path: Path, files: dict[str, bytes], *, form: Literal["file", "folder"], engine: str, versions: dict[str, str]
+) -> None:
+    """Write `files` and their manifest to `path`."""
+    _check_free(path, form)
+    facts = {name: FileFacts(size=len(data), sha256=sha256(data).hexdigest()) for name, data in files.items()}
+    manifest = Manifest(schema_version=SCHEMA, engine=engine, versions=versions, files=facts)
+    files = {MANIFEST: manifest.model_dump_json(indent=1).encode(), **files}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        (_write_zip if form == "file" else _write_folder)(unfinished, files)
+        if form == "folder" and path.exists():
+            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            path.rename(old)
+            unfinished.rename(path)
+            shutil.rmtree(old)
+        else:
+            unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_free(path: Path, form: str) -> None:
+    """Nothing but an artifact is ever replaced."""
+    if not path.exists() or path.is_dir() == (form == "folder"):
+        try:
+            if path.exists():
+                _manifest(path, _bytes_of(path, MANIFEST))
+            return
+        except QuantizationError:
+            pass
+    raise QuantizationError(
+        asked="save a network",
+        seen="there is something that is no saved network" if path.is_file() or form == "folder" else "it is a folder",
+        remedy="choose another path, or remove it",
+        site=str(path),
+    )
+
+
+def _write_zip(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name, EPOCH)
+            archive.writestr(entry, data, compress_type=_DEFLATED.get(Path(name).suffix, zipfile.ZIP_STORED))
+
+
+def _write_folder(path: Path, files: dict[str, bytes]) -> None:
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+
+
+def read_container(path: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and all the files that it names, each as long as it says and with its digest.
+
+    raises  QuantizationError for a path that does not exist, and what is truncated, altered, foreign or too new
+    """
+    manifest = _manifest(path, _bytes_of(path, MANIFEST))
+    files = {}
+    for name, facts in manifest.files.items():
+        data = _bytes_of(path, name)
+        if len(data) != facts.size or sha256(data).hexdigest() != facts.sha256:
+            raise _damaged(path, f"{name} is not what was saved: it was truncated or altered")
+        files[name] = data
+    return manifest, files
+
+
+def _manifest(path: Path, data: bytes) -> Manifest:
+    try:
+        version = _Version.model_validate_json(data).schema_version
+        if version > SCHEMA:
+            raise QuantizationError(
+                asked="load a saved network",
+                seen=f"it has schema version {version}, and this Octavo reads up to {SCHEMA}",
+                remedy="install a newer Octavo",
+                site=str(path),
+            )
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise _damaged(path, f"{MANIFEST} is none of Octavo's") from error
+
+
+def _bytes_of(path: Path, name: str) -> bytes:
+    if not path.exists():
+        raise QuantizationError(
+            asked="load a saved network", seen="there is nothing at this path", remedy="check it", site=str(path)
+        )
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise _damaged(path, f"it names the file {name!r}, which would lie elsewhere")
+    try:
+        if path.is_dir():
+            return (path / name).read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except (OSError, KeyError) as error:
+        raise _damaged(path, f"it holds no {name}") from error
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        raise _damaged(path, f"it is not a zip that can be read ({error})") from error
+
+
+def _damaged(path: Path, seen: str) -> QuantizationError:
+    return QuantizationError(
+        asked="load a saved network",
+        seen=seen,
+        remedy="copy or save it again; what octavo.save writes is a folder or a zip",
+        site=str(path),
+    )

@@ -1,0 +1,93 @@
+"""Tensors for a file, each once, named after their content; an ONNX model can point at them instead of holding its own.
+
+A safetensors file is a JSON header and then the bytes of all tensors: what ONNX calls external data, at an offset.
+"""
+
+import json
+from hashlib import sha256
+
+import numpy as np
+import onnx
+import torch
+from onnx.numpy_helper import to_array
+from safetensors.torch import save
+from torch import Tensor
+
+from octavo.errors import QuantizationError
+
+SMALL = 256  # bytes: initializers up to this size stay inside the ONNX model
+HEADER = 8  # bytes that hold the length of a safetensors header
+
+
+class TensorStore:
+    """{key: tensor}, filled by `add`; equal tensors have one key."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._by_bytes: dict[bytes, str] = {}
+
+    def add(self, tensor: Tensor) -> str:
+        """The key of `tensor`."""
+        tensor = tensor.detach().cpu().contiguous()
+        raw = sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
+        facts = repr((str(tensor.dtype), tuple(tensor.shape))).encode()
+        key = sha256(raw + facts).hexdigest()[:24]
+        self._tensors.setdefault(key, tensor)
+        self._by_bytes.setdefault(raw, key)
+        return key
+
+    def add_initializers(self, model: onnx.ModelProto) -> dict[str, str]:
+        """{initializer of `model`: key of a tensor with its bytes}, for all that are not small."""
+        keys = {}
+        for initializer in model.graph.initializer:
+            array = np.ascontiguousarray(to_array(initializer))
+            if array.nbytes > SMALL and array.dtype.kind in "biuf":
+                known = self._by_bytes.get(sha256(array.reshape(-1).view(np.uint8).data).digest())
+                keys[initializer.name] = known or self.add(torch.from_numpy(array.copy()))
+        return keys
+
+    def serialized(self) -> bytes:
+        """The safetensors file."""
+        return save(self._tensors)
+
+    def refer(self, model: onnx.ModelProto, keys: dict[str, str], file: bytes, location: str) -> onnx.ModelProto:
+        """`model` with the initializers of `keys` in `file`, which will lie beside it at `location`."""
+        header, start = _header(file)
+        for initializer in model.graph.initializer:
+            if initializer.name in keys:
+                first, last = header[keys[initializer.name]]["data_offsets"]
+                initializer.ClearField("raw_data")
+                initializer.data_location = onnx.TensorProto.EXTERNAL
+                del initializer.external_data[:]
+                facts = {"location": location, "offset": start + first, "length": last - first}
+                for key, value in facts.items():
+                    initializer.external_data.add(key=key, value=str(value))
+        return model
+
+
+def onnx_with_tensors(model: onnx.ModelProto, file: bytes) -> onnx.ModelProto:
+    """`model` with the initializers that lie in `file` inside it again.
+
+    raises  QuantizationError for one that lies elsewhere
+    """
+    for initializer in model.graph.initializer:
+        if initializer.data_location == onnx.TensorProto.EXTERNAL:
+            facts = {entry.key: entry.value for entry in initializer.external_data}
+            offset, length = int(facts["offset"]), int(facts["length"])
+            if offset < HEADER or offset + length > len(file):
+                raise QuantizationError(
+                    asked="load a saved network",
+                    seen="its ONNX model points outside its tensors",
+                    remedy="save it again",
+                    site=initializer.name,
+                )
+            initializer.raw_data = file[offset : offset + length]
+            initializer.data_location = onnx.TensorProto.DEFAULT
+            del initializer.external_data[:]
+    return model
+
+
+def _header(file: bytes) -> tuple[dict[str, dict[str, list[int]]], int]:
+    """({key: where it lies in the data}, where the data begin)."""
+    start = HEADER + int.from_bytes(file[:HEADER], "little")
+    return json.loads(file[HEADER:start]), start

@@ -1,0 +1,309 @@
+"""Saved networks: loaded, they give the same bits; damaged, they say so; loading needs nothing of the user's."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict, namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import octavo
+from octavo.engines import available
+from octavo.engines.artifact import read
+from octavo.errors import QuantizationError
+from octavo.network.graph import call_arguments
+from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
+from octavo.network.simulate import simulate
+from octavo.numerics import Scheme
+
+Pair = namedtuple("Pair", "first second")
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        y = F.relu6(self.stem(x))
+        y = y + self.pointwise(F.relu6(self.depthwise(y)))
+        return {"logits": self.head(y.mean((2, 3))), "nothing": None}
+
+
+class Tied(nn.Module):
+    """An embedding whose table is the head's weight, and a position table cut to the length of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 32)
+        self.positions = nn.Parameter(torch.randn(40, 32))
+        self.encoder = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True)
+        self.head = nn.Linear(32, 50, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        x = self.encoder(self.table(tokens) + self.positions[: tokens.shape[1]])
+        return Pair(self.head(x), [x.mean(1) / tokens.shape[1]])
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x, scale=2.0):
+        return self.head(self.layer(x)[0]) * scale
+
+
+CASES = {
+    "convolutions": (Convolutions, lambda n: torch.randn(n, 3, 12, 12), (0,)),
+    "tied": (Tied, lambda n: torch.randint(50, (n, 5 + n)), (0, 1)),
+    "recurrent": (Recurrent, lambda n: {"x": torch.randn(n, 7, 6), "scale": 3.0}, (0,)),
+}
+
+
+def assert_equal(found, wanted):
+    for have, want in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        assert torch.equal(have, want) if isinstance(want, torch.Tensor) else have == want
+
+
+def run(model, batch):
+    args, kwargs = call_arguments(batch)
+    with torch.no_grad():
+        return model(*args, **kwargs)
+
+
+@pytest.mark.parametrize("engine", available())
+@pytest.mark.parametrize("name", CASES)
+def test_the_loaded_network_gives_the_same_bits(name, engine, calibrated, tmp_path):
+    build, inputs, axes = CASES[name]
+    target = {"inductor": "onednn", "onnxruntime": "tensorrt", "reference": "paper"}.get(engine, engine)
+    graph, params = calibrated(build().eval(), inputs(3), target=target, dynamic_axes=axes)
+    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    loaded, compiled = octavo.load(tmp_path / "net.octavo"), octavo.compile(graph, params, engine=engine)
+    for batch in (inputs(2), inputs(6)):
+        assert_equal(run(loaded, batch), run(compiled, batch))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graphs_become_json_and_back(name, calibrated):
+    build, inputs, axes = CASES[name]
+    graph, _ = calibrated(build().eval(), inputs(3), dynamic_axes=axes)
+    record = GraphRecord.model_validate_json(graph_record(graph).model_dump_json())
+    again = graph_of(record, tensors_of(graph))
+    assert again.module.code == graph.module.code
+    assert graph_record(again).model_copy(update={"example": record.example}) == record
+    for batch in (inputs(1), inputs(4)):
+        found, wanted = run(again, batch), run(graph, batch)
+        assert type(found) is type(wanted) or name == "tied"
+        assert_equal(found, wanted)
+
+
+def test_a_saved_network_can_be_quantized_again(calibrated, tmp_path):
+    """Sizes and shapes are known as in a captured graph: every later stage works on it."""
+    graph, params = calibrated(Tied().eval(), torch.randint(50, (2, 6)), dynamic_axes=(0, 1))
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    again = read(tmp_path / "net.octavo").graph
+    plan = octavo.make_plan(again)
+    stats = octavo.observe(again, plan, [torch.randint(50, (3, 9))])
+    sim = simulate(again, octavo.choose_params(again, plan, stats))
+    assert sim(torch.randint(50, (4, 7))).first.shape == (4, 7, 50)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme(axis=0, bits=4), Scheme(axis=1, block=4), Scheme(), Scheme(axis=0, signed=False, symmetric=False)],
+    ids=["int4", "blocks", "per tensor", "affine"],
+)
+def test_weights_of_every_scheme_keep_their_integers(scheme, calibrated, tmp_path):
+    rules = [octavo.Rule(role="weight", scheme=scheme), octavo.Rule()]
+    graph, params = calibrated(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(3, 8), rules)
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    artifact = read(tmp_path / "net.octavo")
+    assert artifact.params.plan == params.plan
+    x = torch.randn(5, 8)
+    assert_equal(simulate(artifact.graph, artifact.params)(x), simulate(graph, params)(x))
+
+
+def test_a_weight_that_is_also_read_in_float_stays_float(calibrated, tmp_path):
+    model = Tied().eval()
+    rules = [octavo.Rule(operation="embedding", skip=True), octavo.Rule()]
+    graph, params = calibrated(model, torch.randint(50, (2, 6)), rules)
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    kept = tensors_of(read(tmp_path / "net.octavo").graph)
+    tables = [tensor for tensor in kept.values() if tensor.shape == (50, 32)]
+    assert any(torch.equal(table, model.table.weight) for table in tables)
+
+
+def test_a_mapping_of_a_foreign_class_comes_back_as_a_dict(network, calibrated, tmp_path):
+    class Answer(OrderedDict):
+        pass
+
+    def flatten(answer):
+        return list(answer.values()), list(answer)
+
+    torch.utils._pytree.register_pytree_node(
+        Answer, flatten, lambda values, keys: Answer(zip(keys, values, strict=True)), serialized_type_name="test.Answer"
+    )
+    model = network(lambda self, x: Answer(logits=self.head(x), same=x), head=nn.Linear(4, 3))
+    graph, params = calibrated(model, torch.randn(2, 4))
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    found = octavo.load(tmp_path / "net.octavo")(x := torch.randn(5, 4))
+    assert type(found) is dict
+    assert torch.equal(found["same"], x)
+
+
+FRESH = """
+import sys
+import torch, octavo
+assert not any(name.startswith(("transformers", "test_artifact")) for name in sys.modules)
+x = torch.load(sys.argv[2])
+torch.save(torch.utils._pytree.tree_leaves(octavo.load(sys.argv[1])(x)), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("engine", [name for name in ("openvino", "inductor") if name in available()])
+def test_another_process_without_the_class_gets_the_same_bits(engine, calibrated, tmp_path):
+    graph, params = calibrated(Tied().eval(), x := torch.randint(50, (2, 6)), target="openvino")
+    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    torch.save(x, tmp_path / "x.pt")
+    call = [sys.executable, "-c", FRESH, str(tmp_path / "net.octavo"), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run(call, check=True, cwd=tmp_path)
+    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(graph, params, engine=engine)(x))
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_it_is_little_more_than_a_quarter_and_holds_each_tensor_once(form, calibrated, tmp_path):
+    model = nn.Sequential(nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 512)).eval()
+    graph, params = calibrated(model, torch.randn(2, 512), target="openvino")
+    octavo.save(graph, params, tmp_path / "net.octavo", form=form)
+    assert octavo.size_mb(tmp_path / "net.octavo") <= 0.28 * octavo.size_mb(model)
+    assert_equal(octavo.load(tmp_path / "net.octavo")(x := torch.randn(3, 512)), octavo.compile(graph, params)(x))
+
+
+def test_the_onnx_model_of_a_folder_is_one_that_others_can_read(calibrated, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    graph, params = calibrated(nn.Sequential(nn.Linear(64, 64)), x := torch.randn(2, 64), target="tensorrt")
+    octavo.save(graph, params, tmp_path / "net", engine="onnxruntime", form="folder")
+    session = runtime.InferenceSession(tmp_path / "net" / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_equal(torch.from_numpy(found), octavo.load(tmp_path / "net")(x))
+
+
+# ---- what goes wrong
+
+
+@pytest.fixture
+def saved(calibrated, tmp_path):
+    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    octavo.save(graph, params, tmp_path / "folder", engine="reference", form="folder")
+    return tmp_path
+
+
+def test_any_truncation_is_an_error(saved):
+    path = saved / "net.octavo"
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(QuantizationError, match=r"net\.octavo: asked to load a saved network, but"):
+            octavo.load(path)
+
+
+@pytest.mark.parametrize("name", ["network.json", "tensors.safetensors", "manifest.json"])
+def test_an_altered_or_missing_file_is_an_error(name, saved):
+    file = saved / "folder" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(QuantizationError, match=rf"{name} is n"):
+        octavo.load(saved / "folder")
+    file.unlink()
+    with pytest.raises(QuantizationError, match=f"it holds no {name}"):
+        octavo.load(saved / "folder")
+
+
+def test_foreign_files_are_an_error(saved, tmp_path):
+    with pytest.raises(QuantizationError, match="there is nothing at this path"):
+        octavo.load(tmp_path / "absent")
+    torch.save({"a": torch.ones(2)}, tmp_path / "weights.pt")  # a zip, but not of ours
+    with pytest.raises(QuantizationError, match=r"it holds no manifest\.json"):
+        octavo.load(tmp_path / "weights.pt")
+    (tmp_path / "text").write_text("no zip")
+    with pytest.raises(QuantizationError, match="it is not a zip that can be read"):
+        octavo.load(tmp_path / "text")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text('{"name": "a web page"}')
+    with pytest.raises(QuantizationError, match=r"manifest\.json is none of Octavo's"):
+        octavo.load(tmp_path / "other")
+
+
+def change(folder: Path, **facts) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | facts))
+
+
+def test_a_newer_schema_names_the_version(saved):
+    change(saved / "folder", schema_version=99, something_new=1)
+    with pytest.raises(QuantizationError, match="schema version 99, and this Octavo reads up to 1; install a newer"):
+        octavo.load(saved / "folder")
+
+
+def test_a_manifest_cannot_name_files_elsewhere(saved):
+    change(saved / "folder", files={"../secret": {"size": 1, "sha256": "0"}})
+    with pytest.raises(QuantizationError, match="would lie elsewhere"):
+        octavo.load(saved / "folder")
+
+
+def test_an_operation_that_torch_does_not_have_is_named(calibrated):
+    graph, _ = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    text = graph_record(graph).model_dump_json().replace("aten.linear.default", "aten.lineal.default")
+    with pytest.raises(QuantizationError, match=r"linear: asked to read .* has no operation 'aten.lineal.default'"):
+        graph_of(GraphRecord.model_validate_json(text), tensors_of(graph))
+
+
+def test_what_is_no_artifact_is_never_replaced(calibrated, tmp_path):
+    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(QuantizationError, match="there is something that is no saved network; choose another path"):
+        octavo.save(graph, params, tmp_path / "thesis", engine="reference")
+    (tmp_path / "papers").mkdir()
+    for form in ("file", "folder"):
+        with pytest.raises(QuantizationError, match="choose another path"):
+            octavo.save(graph, params, tmp_path / "papers", engine="reference", form=form)
+    assert (tmp_path / "thesis").read_text() == "years of work"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["papers", "thesis"]
+
+
+def test_saving_again_replaces_it_and_the_same_network_is_the_same_file(saved, calibrated):
+    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    for form, path in (("file", saved / "net.octavo"), ("folder", saved / "folder")):
+        octavo.save(graph, params, path, engine="reference", form=form)
+        x = torch.randn(3, 8)
+        assert_equal(octavo.load(path)(x), octavo.compile(graph, params, engine="reference")(x))
+    first = (saved / "net.octavo").read_bytes()
+    octavo.save(graph, params, saved / "net.octavo", engine="reference")
+    assert (saved / "net.octavo").read_bytes() == first
+
+
+def test_an_engine_that_does_not_exist(calibrated, tmp_path):
+    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    with pytest.raises(QuantizationError, match="save for the engine 'tpu'"):
+        octavo.save(graph, params, tmp_path / "net.octavo", engine="tpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_in_it_is_pickled(saved):
+    with zipfile.ZipFile(saved / "net.octavo") as archive:
+        assert sorted(archive.namelist()) == ["manifest.json", "network.json", "tensors.safetensors"]
+        assert isinstance(json.loads(archive.read("network.json")), dict)
