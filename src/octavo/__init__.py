@@ -24,6 +24,7 @@ from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_ra
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import quantize
+from octavo.workflow.verify import Distance, verify
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "METHODS",
     "TARGETS",
     "Coverage",
+    "Distance",
     "Graph",
     "Histogram",
     "Params",
@@ -63,4 +65,5 @@ __all__ = [
     "simulate",
     "size_mb",
     "sqnr_db",
+    "verify",
 ]

@@ -10,6 +10,7 @@ from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.origin import Origin, remember
 
 Compiled = Callable[..., Any]
 
@@ -85,4 +86,5 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
             remedy=f"{remedy}, or choose one of {', '.join(available())}",
         )
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
-    return build(graph, params, **options)
+    compiled = build(graph, params, **options)
+    return remember(compiled, Origin(graph=graph, params=params, engine=engine))

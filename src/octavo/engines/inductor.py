@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
+from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
@@ -26,13 +27,18 @@ from octavo.engines.retrace import exported_again
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
-from octavo.network.edit import copy_module
+from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
+from octavo.network.operations import operation
 
 
-def compile_inductor(graph: Graph, params: Params | None) -> "InductorModel":
+def compile_inductor(
+    graph: Graph, params: Params | None, *, precision: Literal["f32", "bf16"] = "f32"
+) -> "InductorModel":
     """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
+
+    precision  of the compute-heavy operations of the float network, as torch.autocast has it
 
     It runs on torch's threads (`torch.set_num_threads`). The first compilation of a network takes from seconds to a
     minute; the package is kept in the cache (`OCTAVO_CACHE`, by default ~/.cache/octavo), and so is not made again.
@@ -40,7 +46,7 @@ def compile_inductor(graph: Graph, params: Params | None) -> "InductorModel":
     """
     load_kernels()
     _check_device(graph)
-    module, executions = _float(graph) if params is None else lowered(graph, params)
+    module, executions = (_float(graph, precision), {}) if params is None else lowered(graph, params)
     try:
         with torch.no_grad(), _quiet():
             package = _package(exported_again(graph, module))
@@ -72,8 +78,31 @@ def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execut
     return result, lowering.executions
 
 
-def _float(graph: Graph) -> tuple[GraphModule, dict[str, Execution]]:
-    return copy_module(graph.module, own_parameters=False), {}
+def _float(graph: Graph, precision: str) -> GraphModule:
+    module = copy_module(graph.module, own_parameters=False)
+    if precision == "bf16":
+        for node in list(module.graph.nodes):
+            if operation(node) is not None and node.target is not torch.ops.aten.add.Tensor:
+                _in_bfloat16(module, node)
+        module.recompile()
+    return module
+
+
+def _in_bfloat16(module: GraphModule, node: Node) -> None:
+    """Let `node` compute in bfloat16, with constants rounded once and for all, and return float32 as before."""
+    if not (isinstance(value(node), Tensor) and value(node).is_floating_point()):
+        return  # recurrent layers return tuples, and Inductor has float kernels alone for them
+    for source in node.all_input_nodes:
+        if isinstance(value(source), Tensor) and value(source).is_floating_point():
+            if source.op == "get_attr":
+                rounded = attribute(module, source).detach().bfloat16()
+                node.replace_input_with(source, emit_parameter(module, node, f"{source.target}_bf16", rounded))
+            else:
+                node.replace_input_with(source, emit(node, torch.ops.aten.to.dtype, source, torch.bfloat16))
+    with node.graph.inserting_after(node):
+        back = node.graph.call_function(torch.ops.aten.to.dtype, (node, torch.float32))
+    back.meta["val"] = value(node)
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
 
 
 def _check_device(graph: Graph) -> None:
@@ -101,11 +130,12 @@ def _package(program: ExportedProgram) -> Path:
 
 def _digest(program: ExportedProgram) -> str:
     """Of the operations, every constant, and what compiled code depends on: the machine, torch and our kernels."""
-    found = sha256(
-        repr((str(program.graph), str(program.range_constraints), library().name, torch.__version__)).encode()
-    )
+    inputs = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
+    layouts = [str(val.stride()) for val in inputs if isinstance(val, Tensor)]
+    facts = (str(program.graph), str(program.range_constraints), layouts, library().name, torch.__version__)
+    found = sha256(repr(facts).encode())
     for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
-        if isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, Tensor):
             found.update(repr((name, tensor.dtype, tuple(tensor.shape), tensor.stride())).encode())
             found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:24]

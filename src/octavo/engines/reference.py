@@ -92,6 +92,9 @@ class _IntegerInterpreter(Interpreter):
         super().__init__(module)
         self.extra_traceback = False  # our errors name the site themselves
 
+    def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return torch.fx.node.map_aggregate(args[0], _to_float)
+
     def run_node(self, n: Node) -> Any:
         if n.op != "call_function":
             return super().run_node(n)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
@@ -144,11 +145,12 @@ def _invariant_broken(site: str, seen: str) -> None:
 def _example_input(leaf: Any, axes: Sequence[int]) -> Any:
     """`leaf` as torch.export needs it: it takes a size of 1 for a constant, and one tensor given twice for one input.
 
-    So every dynamic axis of size 1 is repeated to 2, and every tensor is a copy of its own.
+    So every dynamic axis of size 1 is repeated to 2, and every tensor is a copy of its own; contiguous, because the
+    layout of the example would be that of compiled code.
     """
     if not isinstance(leaf, Tensor):
         return leaf
-    leaf = leaf.detach().clone()
+    leaf = leaf.detach().clone(memory_format=torch.contiguous_format)
     for axis in axes:
         if axis < leaf.ndim and leaf.shape[axis] == 1:
             leaf = leaf.repeat_interleave(2, dim=axis)

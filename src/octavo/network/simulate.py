@@ -6,6 +6,7 @@ from torch.fx import GraphModule
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
+from octavo.network.origin import SIMULATION, Origin, remember
 from octavo.network.plan import Quantizer
 from octavo.numerics.affine import QParams, round_through
 
@@ -38,7 +39,13 @@ def simulate(graph: Graph, params: Params) -> GraphModule:
     def make(quantizer: Quantizer) -> nn.Module:
         return FakeQuantize(params.values[quantizer.name]).to(_device(graph))
 
-    return insert(graph, params.plan, make)
+    module = insert(graph, params.plan, make)
+    vars(module)["extra_repr"] = _purpose
+    return remember(module, Origin(graph=graph, params=params, engine=SIMULATION))
+
+
+def _purpose() -> str:
+    return "simulation of the integers in float: to score and to train, slower than the float network; never time it"
 
 
 def _device(graph: Graph) -> str:

@@ -94,7 +94,7 @@ def sqnr_db(reference: Any, other: Any) -> float:
     raises            QuantizationError for outputs of different structure or shape, empty ones, and NaN or infinity
     """
     signal = noise = 0.0
-    for want, have in _leaf_pairs(reference, other):
+    for want, have in leaf_pairs(reference, other):
         signal += want.square().sum().item()
         noise += (want - have).square().sum().item()
     if not math.isfinite(signal + noise):
@@ -108,7 +108,11 @@ def sqnr_db(reference: Any, other: Any) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+def leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
+    """The outputs of two networks, tensor by tensor, in float64.
+
+    raises  QuantizationError for outputs of different structure or shape, and empty ones
+    """
     wanted, found = _leaves(reference), _leaves(other)
     shapes = [[list(leaf.shape) for leaf in leaves] for leaves in (wanted, found)]
     if (
@@ -117,8 +121,8 @@ def _leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
         or not any(map(torch.numel, wanted))
     ):
         raise QuantizationError(
-            asked="measure the quantization noise",
-            seen=f"the outputs have the shapes {shapes[0]} and {shapes[1]}",
+            asked="compare the outputs of two networks",
+            seen=f"they have the shapes {shapes[0]} and {shapes[1]}",
             remedy="give the outputs of two networks, of one structure, for the same and not empty input",
         )
     return list(zip(wanted, found, strict=True))

@@ -11,13 +11,12 @@ from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params, Stats, choose_params
 from octavo.network.graph import Graph
+from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan
 from octavo.network.simulate import simulate
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
-
-SIMULATION = "simulation"  # where no engine is installed, the float network that rounds as integers will
 
 
 @dataclass(frozen=True, kw_only=True)
