@@ -151,8 +151,9 @@ def test_agreement_rejects(a: Tensor, b: Tensor, seen: str) -> None:
 def test_latency_calls_everyone_once_a_round() -> None:
     calls: list[str] = []
     times = latency_ms({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=20, warmup=2)
-    rounds = ["".join(calls[i : i + 2]) for i in range(0, 44, 2)]
-    assert len(calls) == 44
+    rounds = ["".join(calls[i : i + 4 : 2]) for i in range(0, 88, 4)]  # every turn is two calls
+    assert calls[::2] == calls[1::2]
+    assert len(calls) == 88
     assert set(rounds) == {"ab", "ba"}
     assert times["a"].rounds == 20
 

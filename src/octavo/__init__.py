@@ -11,7 +11,7 @@ params = octavo.choose_params(graph, plan, stats, octavo.entropy)
 int8   = octavo.compile(graph, params)
 """
 
-from octavo.engines import available, compile
+from octavo.engines import available
 from octavo.engines.artifact import load, save
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, choose_params, observe
@@ -22,6 +22,7 @@ from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
+from octavo.workflow.deploy import choose_engine, compile, export
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import quantize
 from octavo.workflow.verify import Distance, verify
@@ -49,9 +50,11 @@ __all__ = [
     "agreement",
     "available",
     "capture",
+    "choose_engine",
     "choose_params",
     "compile",
     "entropy",
+    "export",
     "latency_ms",
     "load",
     "make_plan",

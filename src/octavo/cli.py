@@ -1,4 +1,4 @@
-"""The command: `octavo demo`, `octavo run`."""
+"""The command: `octavo demo`, `octavo run`, `octavo bench`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +57,29 @@ def run(
             what, max_drop=max_drop, budget=budget, trials=trials, prefer=prefer, engine=engine, trials_on=trials_on
         )
         run_recipe(settings, folder, console)
+    except QuantizationError as error:
+        console.print(f"[red]error[/red] {error}", highlight=False)
+        raise typer.Exit(code=1) from error
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A network that octavo.save wrote.")],
+    engine: Annotated[str | None, typer.Option(help="Run it on this engine.  [default: that it was saved for]")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contestant is timed.")] = 20,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the record here.")] = None,
+) -> None:
+    """Time a saved network, on integers as it is deployed, beside torch eager, torch.compile and float engines."""
+    console = Console()
+    try:
+        from octavo.workflow.bench import bench as time_it  # noqa: PLC0415 (see demo)
+        from octavo.workflow.bench import write  # noqa: PLC0415
+
+        record = time_it(artifact, console, engine=engine, batch=batch, rounds=rounds)
+        if json_out is not None:
+            write(record, json_out)
+            console.print(f"written to {json_out}")
     except QuantizationError as error:
         console.print(f"[red]error[/red] {error}", highlight=False)
         raise typer.Exit(code=1) from error

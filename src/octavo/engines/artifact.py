@@ -158,7 +158,11 @@ def load(path: str | PathLike[str], *, engine: str | None = None, **options: Any
     options  of that engine's compile function
     raises   QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version
     """
-    artifact = read(path)
+    return compiled(read(path), engine=engine, **options)
+
+
+def compiled(artifact: Artifact, *, engine: str | None = None, **options: Any) -> "engines.Compiled":
+    """`load`, of what is read already."""
     engine = engine or artifact.engine
     if engine in READS_ONNX and artifact.onnx is not None:
         options["network"] = artifact.onnx

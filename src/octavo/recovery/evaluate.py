@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_structure
 
 from octavo.errors import QuantizationError
 
+PAUSE_S = 0.02  # before a turn; the threads of an OpenMP or TBB pool have gone to sleep by then
 Score = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
 
 
@@ -173,9 +174,11 @@ class Latencies(dict[str, Latency]):
 def latency_ms(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3, seed: int = 0
 ) -> Latencies:
-    """Wall-clock time of each callable, interleaved: every round calls all of them once, in random order.
+    """Wall-clock time of each callable, interleaved: every round gives all of them one turn, in random order.
 
-    So a machine that slows down, slows down for all. A callable that starts work on a GPU must wait for it to finish.
+    So a machine that slows down, slows down for all. A turn is a pause, a call that is not timed, and one that is: idle
+    threads of the contestant before wait busily for a while, and took half of two cores from the next one.
+    A callable that starts work on a GPU must wait for it to finish.
 
     raises  QuantizationError for no contestants or fewer than one round
     """
@@ -190,6 +193,8 @@ def latency_ms(
     for number in range(warmup + rounds):
         shuffle.shuffle(order)
         for name in order:
+            time.sleep(PAUSE_S)
+            contestants[name]()
             elapsed = _seconds(contestants[name])
             if number >= warmup:
                 times[name].append(elapsed * 1000)

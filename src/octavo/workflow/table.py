@@ -15,7 +15,7 @@ def show(record: dict[str, Any], console: Console) -> None:
         quality.add_row(*row)
     console.print(quality)
     if "latency_ms" in record:
-        console.print(_speed(record))
+        console.print(speed(record))
     coverage = record["coverage"]
     console.print(f"{coverage['quantized']} of {coverage['total']} compute-heavy operations quantized")
     for operation in coverage["kept_float"]:
@@ -35,7 +35,8 @@ def _quality(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _speed(record: dict[str, Any]) -> Table:
+def speed(record: dict[str, Any]) -> Table:
+    """What was timed, and how much faster the integers are."""
     medians, low, high = (record[f"latency_{name}ms"] for name in ("", "p10_", "p90_"))
     table = _table(f"milliseconds for a batch of {record['batch']}", "", "median", "10 % … 90 %", "int8 is faster by")
     for name, label in CONTESTANTS.items():
