@@ -1,0 +1,156 @@
+"""engine="auto" and `octavo bench`: what is chosen was compiled, checked and timed here, and what was found is said."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import octavo
+from octavo import engines
+from octavo.cli import app
+from octavo.engines import available
+from octavo.errors import QuantizationError
+from octavo.recovery.evaluate import Latencies, Latency
+from octavo.workflow import deploy
+from octavo.workflow.bench import batch_of
+from octavo.workflow.deploy import Choice
+
+FAST = [name for name in available() if name != "reference"]
+
+
+@pytest.fixture(scope="module")
+def made():
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).eval()
+    graph = octavo.capture(model, torch.randn(16, 64))
+    plan = octavo.make_plan(graph)
+    return graph, octavo.choose_params(graph, plan, octavo.observe(graph, plan, [torch.randn(64, 64)]))
+
+
+def test_auto_takes_the_fastest_of_those_it_timed(made):
+    graph, params = made
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # which engine wins, and whether float does, is not ours to say
+        network = octavo.compile(graph, params, engine="auto")
+    choice = network.choice
+    assert choice.rejected == {}
+    assert set(choice.latencies) == set(FAST)
+    assert choice.engine == min(FAST, key=lambda name: choice.latencies[name].median_ms)
+    assert str(choice).startswith(f"{choice.engine} is the fastest engine for this network here: {choice.engine} ")
+    x = torch.randn(5, 64)
+    assert torch.equal(network(x), octavo.compile(graph, params, engine=choice.engine)(x))
+
+
+def latency(median: float) -> Latency:
+    return Latency(median_ms=median, p10_ms=median, p90_ms=median, rounds=3)
+
+
+def choice(**float_ms: float) -> Choice:
+    times = Latencies({name: latency(median) for name, median in float_ms.items()})
+    return Choice(
+        engine="openvino",
+        latencies=Latencies(openvino=latency(2.0), inductor=latency(3.0)),
+        float_ms=times,
+        rejected={"onnxruntime": "it failed"},
+    )
+
+
+def test_it_says_plainly_when_int8_is_not_the_fastest():
+    assert str(choice(int8=2.0, f32=4.0, bf16=1.5)).endswith("int8 is not the fastest for this network: bf16 is")
+    assert "not the fastest" not in str(choice(int8=2.0, f32=4.0, bf16=2.5))
+    assert str(choice()) == (
+        "openvino is the fastest engine for this network here: openvino 2 ms, inductor 3 ms; "
+        "onnxruntime is out: it failed"
+    )
+
+
+def test_a_faster_float_network_is_a_warning(made, monkeypatch):
+    found = choice(int8=2.0, f32=1.0)
+    monkeypatch.setattr(deploy, "choose_engine", lambda graph, params: (nn.Identity(), found))
+    with pytest.warns(UserWarning, match="int8 is not the fastest for this network: f32 is"):
+        assert octavo.compile(*made, engine="auto").choice is found
+
+
+def test_an_engine_that_computes_something_else_or_fails_is_out(made, monkeypatch):
+    graph, params = made
+    compile_one = engines.compile
+
+    def broken(graph, params, *, engine, **options):
+        if engine == "openvino" and params is not None:
+            return lambda x: compile_one(graph, params, engine="reference")(x) * 1.5
+        if engine == "inductor":
+            raise QuantizationError(asked="compile", seen="the compiler is on strike", remedy="negotiate")
+        return compile_one(graph, params, engine="reference")
+
+    monkeypatch.setattr(deploy.engines, "compile", broken)
+    monkeypatch.setattr(deploy, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
+    _, found = octavo.choose_engine(graph, params)
+    assert found.engine == "onnxruntime"
+    assert found.rejected["inductor"] == "the compiler is on strike"
+    assert "dB from the simulation, which is" in found.rejected["openvino"]
+    monkeypatch.setattr(deploy, "available", lambda: ("openvino", "inductor", "reference"))
+    with pytest.raises(QuantizationError, match=r"the compiler is on strike; use engine=\"reference\""):
+        octavo.choose_engine(graph, params)
+
+
+def test_without_engines_the_reference_is_what_there_is(made, monkeypatch):
+    monkeypatch.setattr(deploy, "available", lambda: ("reference",))
+    network = octavo.compile(*made, engine="auto")
+    assert network.choice.engine == "reference"
+    assert network.choice.fastest == "int8"
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "says"),
+    [(None, {}, "there are no parameters"), ("made", {"threads": 1}, "options were given: threads")],
+)
+def test_auto_needs_parameters_and_no_options(params, options, says, made):
+    with pytest.raises(QuantizationError, match=f"{says}; name one of the engines"):
+        octavo.compile(made[0], params and made[1], engine="auto", **options)
+
+
+# ---- octavo bench
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def test_bench_times_a_saved_network_beside_float(made, tmp_path):
+    octavo.save(*made, tmp_path / "net.octavo")
+    done = command("bench", tmp_path / "net.octavo", "--batch", 3, "--rounds", 2, "--json", tmp_path / "bench.json")
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert list(record["latency_ms"]) == ["torch_eager", "torch_compile", "openvino_fp32", "openvino_bf16", "int8"]
+    assert (record["batch"], record["engine"], record["latency_errors"]) == (3, "openvino", {})
+    assert "2 of 2 compute-heavy operations quantized" in done.output
+
+
+def test_bench_of_what_is_no_network(tmp_path):
+    (tmp_path / "net.octavo").write_text("poem")
+    done = command("bench", tmp_path / "net.octavo")
+    assert done.exit_code == 1
+    assert "it is not a zip that can be read" in done.output
+
+
+def test_a_batch_repeats_the_example_along_the_first_dynamic_axis(calibrated):
+    graph, _ = calibrated(nn.Linear(4, 3), torch.arange(8.0).reshape(2, 4))
+    (found,) = batch_of(graph, 5)
+    assert found[:, 0].tolist() == [0, 4, 0, 4, 0]
+    graph, _ = calibrated(nn.Linear(4, 3), torch.randn(2, 4), dynamic_axes=())
+    with pytest.raises(QuantizationError, match="without dynamic axes; capture it with"):
+        batch_of(graph, 5)
+
+
+def test_inductor_has_a_bfloat16_float_network(network, calibrated):
+    if "inductor" not in available():
+        pytest.skip("there is no C++ compiler")
+    model = network(lambda self, x: self.a(x) @ self.b(x).transpose(1, 2), a=nn.Linear(32, 32), b=nn.Linear(32, 32))
+    graph, _ = calibrated(model.eval(), x := torch.randn(2, 4, 32))
+    rounded = octavo.compile(graph, None, engine="inductor", precision="bf16")(x)
+    exact = octavo.compile(graph, None, engine="inductor")(x)
+    assert rounded.dtype == torch.float32
+    assert 30 < octavo.sqnr_db(exact, rounded) < 70
+    assert octavo.sqnr_db(model(x), exact) > 100
