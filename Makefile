@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 ALONE := $(BIN)/pytest -p no:xdist
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow peers lint format clean
 
 demo: .venv/zoo ## quantize EfficientNet-Lite0, score it, time it
 	$(BIN)/octavo demo
@@ -17,6 +17,10 @@ test: lint ## what CI runs
 
 slow: .venv/test ## proofs that take minutes; run alone on the machine
 	$(ALONE) -m slow
+
+peers: ## what benchmarks/latency.py compares with, in an environment of its own
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
 lint: .venv/test
 	$(BIN)/ruff format --check .
@@ -28,7 +32,7 @@ format: .venv/test
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .peers runs
 
 .venv/zoo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,7 +1,7 @@
 """How fast the integer networks are, beside every peer on the same machine. Run it alone on the machine.
 
-    python -m venv peers && peers/bin/pip install -r benchmarks/peers/requirements.txt
-    python -m benchmarks.latency --peers peers/bin/python --json benchmarks/results/latency.json
+    make peers    # the peers, in an environment of their own: .peers
+    python -m benchmarks.latency --json benchmarks/results/latency.json
 
 Every contestant lives in a process of its own (`contestant.py`; peers in their own environment) and waits. Each round
 gives each of them one turn, in random order; nobody else runs meanwhile. Reported are medians over all turns, and
@@ -41,7 +41,13 @@ class Contestant:
     """A process that waits for its turn; `error` says why it cannot run."""
 
     def __init__(self, name: str, folder: Path, python: str) -> None:
-        self.name, self.kind, self.times_ms, self.error = name, CONTESTANTS[name][0], [], None
+        self.name, self.kind = name, CONTESTANTS[name][0]
+        self.times_ms: list[float] = []
+        self.error: str | None = None
+        self.process: subprocess.Popen[str] | None = None
+        if not Path(python).exists():
+            self.error = f"{python} is not there; make peers"
+            return
         self.log = (folder / f"{name}.log").open("w")
         self.process = subprocess.Popen(
             [python, str(HERE / "contestant.py"), name, str(folder)],
@@ -53,6 +59,7 @@ class Contestant:
         self._hear()
 
     def _hear(self) -> dict[str, Any]:
+        assert self.process is not None
         assert self.process.stdout is not None
         timer = threading.Timer(PATIENCE_S, self.process.kill)
         timer.start()
@@ -65,6 +72,7 @@ class Contestant:
     def turn(self) -> None:
         """One turn, if it can run."""
         if self.error is None:
+            assert self.process is not None
             assert self.process.stdin is not None
             self.process.stdin.write("turn\n")
             self.process.stdin.flush()
@@ -72,9 +80,10 @@ class Contestant:
             time.sleep(PAUSE_S)
 
     def leave(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.log.close()
 
 
 def prepare(name: str, row: Network, batch: int, folder: Path) -> int:
@@ -90,9 +99,7 @@ def prepare(name: str, row: Network, batch: int, folder: Path) -> int:
     return counter.get_total_flops()
 
 
-def race(
-    name: str, batch: int, chosen: list[str], rounds: int, peers: str | None, console: Console
-) -> list[dict[str, Any]]:
+def race(name: str, batch: int, chosen: list[str], rounds: int, peers: str, console: Console) -> list[dict[str, Any]]:
     """The rows of one network at one batch size."""
     row = NETWORKS[name]
     with tempfile.TemporaryDirectory() as temporary:
@@ -101,8 +108,6 @@ def race(
         contestants = []
         for contestant in chosen:
             python = peers if CONTESTANTS[contestant][0] == "peer" else sys.executable
-            if python is None:
-                continue
             console.print(f"{name}, batch {batch}: {contestant} …", end=" ")
             contestants.append(Contestant(contestant, folder, python))
             console.print(contestants[-1].error or "ready", highlight=False, markup=False)
@@ -167,9 +172,7 @@ def main(
     batches: Annotated[str, typer.Option(help="comma-separated")] = "1,8",
     rounds: Annotated[int, typer.Option(help="turns of every contestant")] = 10,
     contestants: Annotated[str, typer.Option(help="comma-separated")] = ",".join(CONTESTANTS),
-    peers: Annotated[
-        str | None, typer.Option(help="python of the peers' environment; without it they are absent")
-    ] = None,
+    peers: Annotated[str, typer.Option(help="python of the peers' environment")] = ".peers/bin/python",
 ) -> None:
     """Time every network, at every batch size, on every contestant."""
     console, rows = Console(), []
@@ -187,9 +190,9 @@ def main(
             json_out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def peer_versions(python: str | None) -> dict[str, str]:
-    """{"peer package": version} of the peers' environment."""
-    if python is None:
+def peer_versions(python: str) -> dict[str, str]:
+    """{"peer package": version} of the peers' environment, if it is there."""
+    if not Path(python).exists():
         return {}
     packages = "'torch', 'openvino', 'nncf', 'onnxruntime', 'torchao'"
     code = f"from importlib.metadata import version as v\nfor n in ({packages}): print(n, v(n))"

@@ -16,7 +16,10 @@ def test_the_readme_shows_one_screen_of_python() -> None:
     assert len(examples("README.md")) == 1
 
 
-def test_the_readme_example_runs_and_says_what_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_example_runs_and_says_what_it_promises(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,) = examples("README.md")
     exec(compile(code, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
@@ -27,7 +30,8 @@ def test_the_readme_example_runs_and_says_what_it_promises(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "docs/layout.md", "docs/quantization.md", "docs/workflow.md"]
+    "document",
+    ["README.md", "CONTRIBUTING.md", "docs/layout.md", "docs/quantization.md", "docs/workflow.md", "docs/engines.md"],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
