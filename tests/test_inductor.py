@@ -73,9 +73,11 @@ def test_attention_differs_by_ties_alone(queries, keys, width, values, zeros, ma
     assert (rounded.double() - attention(q, k, v, zeros, bias, score, step, value, out)).abs().max() <= 1
 
 
-def test_attention_of_a_query_that_sees_nothing_is_the_mean() -> None:
+@pytest.mark.parametrize("masked", [torch.finfo(torch.float32).min, -math.inf])
+@pytest.mark.parametrize("rows", [1, 2])  # one mask for all queries, or one for each
+def test_attention_of_a_query_that_sees_nothing_is_the_mean(masked, rows) -> None:
     q, k, v = integers(1, 1, 2, 8), integers(1, 1, 5, 8), integers(1, 1, 5, 4)
-    bias = torch.full((1, 1, 1, 5), torch.finfo(torch.float32).min)
+    bias = torch.full((1, 1, rows, 5), masked)
     found = torch.ops.octavo.int8_attention(q, 128, k, 128, v, 128, bias, 1e-3, 1 / 255, 255, 1.0, 0.0, 0, 0, 0)
     assert torch.allclose(found, (v.float() - 128).mean(2, keepdim=True).expand_as(found), atol=1e-3)
 

@@ -76,7 +76,8 @@ def _compile(path: Path) -> None:
         call = [command, *FLAGS, *headers, str(SOURCE), "-o", str(built), f"-L{torch_folder / 'lib'}", *LIBRARIES]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["without a word"])[0][:200]
+            lines = done.stderr.strip().splitlines() or ["without a word"]
+            said = next((line for line in lines if "error" in line), lines[0])[:200]
             raise QuantizationError(
                 asked="compile Octavo's integer kernels",
                 seen=f"{Path(command).name} failed ({said})",

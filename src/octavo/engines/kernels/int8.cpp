@@ -43,6 +43,7 @@ constexpr int64_t LANES = 16;  // int32 sums in a vector register
 constexpr int64_t ROWS = 6;    // of the left operand in registers at once: 6 × 4 sums, 4 right vectors, 1 left: 29 of 32
 constexpr int64_t WIDE = 4;    // vectors of the right operand in registers at once
 constexpr int64_t BLOCK = 24;  // rows of scores kept in the cache between the two products of an attention
+constexpr int64_t IN_CACHE = 4096;  // of these scores, half of the nearest cache
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -166,7 +167,8 @@ void multiply(const uint8_t* left, int64_t stride, int64_t rows, const Packed& r
   int64_t row = 0;
   for (; row + ROWS <= rows; row += ROWS)
     stripe<ROWS>(left + row * stride, stride, right, out + row * out_stride, out_stride);
-  for (; row < rows; ++row) stripe<1>(left + row * stride, stride, right, out + row * out_stride, out_stride);
+  constexpr decltype(&stripe<1>) REST[ROWS] = {nullptr, stripe<1>, stripe<2>, stripe<3>, stripe<4>, stripe<5>};
+  if (row < rows) REST[rows - row](left + row * stride, stride, right, out + row * out_stride, out_stride);
 }
 
 int32_t sum_of(const uint8_t* values, int64_t count) {
@@ -192,6 +194,9 @@ struct Rows {
   }
 };
 
+constexpr float LOG2_E = 1.44269504f;
+constexpr float LEAST = -100;  // of the exponents in a softmax: 2 to this is no weight, and one over it no infinity
+
 #ifdef OCTAVO_VNNI
 // The lanes below `count` of a vector that begins `at` lanes into a row.
 __mmask16 lanes(int64_t count, int64_t at) {
@@ -199,68 +204,87 @@ __mmask16 lanes(int64_t count, int64_t at) {
   return left >= LANES ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
 }
 
-// 2ᵗ for t ≤ 0, relative error 3e-7: 2ⁿ · 2ᶠ, |f| ≤ ½, the second factor by a polynomial, the first by its exponent bits.
+// 2ᵗ for t ≤ 0, relative error 3e-6: 2ᶠ by a minimax polynomial, f = t − ⌊t⌋, times 2 to the ⌊t⌋. NaN, which is what
+// remains of −∞ − −∞ where everything is masked, counts as LEAST.
 __m512 power_of_two(__m512 t) {
-  t = _mm512_max_ps(t, _mm512_set1_ps(-126.0f));
-  const __m512i n = _mm512_cvtps_epi32(t);
-  const __m512 f = _mm512_sub_ps(t, _mm512_cvtepi32_ps(n));
-  __m512 e = _mm512_set1_ps(1.33335581e-3f);  // (ln 2)ᵏ / k!
-  for (const float c : {9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.0f})
+  t = _mm512_max_ps(t, _mm512_set1_ps(LEAST));
+  const __m512 f = _mm512_sub_ps(t, _mm512_roundscale_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  __m512 e = _mm512_set1_ps(1.353416724e-2f);
+  for (const float c : {5.201146191e-2f, 2.414427561e-1f, 6.930038346e-1f, 1.000002593f})
     e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(c));
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(e), _mm512_slli_epi32(n, 23)));
+  return _mm512_scalef_ps(e, t);
 }
 #endif
 
-// How the scores of one query become weights: softmax(scale · (sum + correction) + bias), on integers of `step`.
+// How the scores of one query become weights: 2 to the (sum · scale + shift + bias · log₂ e), over the total of these, on
+// integers of 1 / inverse_step.
 struct Softmax {
   float scale, inverse_step, highest;
 };
 
-// sums [columns] int32 → weights [padded] uint8, zeros behind `columns`; bias may be null
-void softmax(int32_t* sums, const float* offsets, int64_t columns, int64_t padded, const float* bias, int64_t bias_stride,
-             const Softmax& by, uint8_t* weights) {
+// The scores of some queries: sums int32 [rows, padded], of which `columns` count, → weights uint8 [rows, padded], zeros
+// behind `columns`. bias float32 [rows, columns], its rows bias_stride apart, may be null. Each pass goes over all rows
+// before the next one: else it would wait for the maximum and for the total of every row.
+void softmax(int32_t* sums, int64_t rows, const float* shifts, int64_t columns, int64_t padded, const float* bias,
+             int64_t bias_stride, const Softmax& by, uint8_t* weights) {
   auto* scores = reinterpret_cast<float*>(sums);
-  float highest = -std::numeric_limits<float>::infinity(), total = 0;
+  float of_row[BLOCK];  // the maximum, then the factor
 #ifdef OCTAVO_VNNI
-  if (bias == nullptr || bias_stride == 1) {
-    const __m512 scale = _mm512_set1_ps(by.scale);
-    __m512 most = _mm512_set1_ps(highest);
-    for (int64_t i = 0; i < columns; i += LANES) {
-      const __mmask16 mask = lanes(columns, i);
-      __m512 score = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, sums + i));
-      score = _mm512_mul_ps(_mm512_sub_ps(score, _mm512_maskz_loadu_ps(mask, offsets + i)), scale);
-      if (bias != nullptr) score = _mm512_add_ps(score, _mm512_maskz_loadu_ps(mask, bias + i));
+  const auto each = [&](const auto& step) {
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) step(i, static_cast<__mmask16>(0xffff));
+    if (i < columns) step(i, lanes(columns, i));
+  };
+  const __m512 scale = _mm512_set1_ps(by.scale), log2_e = _mm512_set1_ps(LOG2_E), limit = _mm512_set1_ps(by.highest);
+  for (int64_t row = 0; row < rows; ++row) {
+    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    each([&](int64_t i, __mmask16 mask) {
+      __m512 score = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, sums + row * padded + i));
+      score = _mm512_fmadd_ps(score, scale, _mm512_maskz_loadu_ps(mask, shifts + i));
+      if (bias != nullptr)
+        score = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, bias + row * bias_stride + i), log2_e, score);
       most = _mm512_mask_max_ps(most, mask, most, score);
-      _mm512_mask_storeu_ps(scores + i, mask, score);
-    }
-    highest = _mm512_reduce_max_ps(most);
-    const __m512 top = _mm512_set1_ps(highest), log2e = _mm512_set1_ps(1.44269504f);
+      _mm512_mask_storeu_ps(scores + row * padded + i, mask, score);
+    });
+    of_row[row] = _mm512_reduce_max_ps(most);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
     __m512 all = _mm512_setzero_ps();
-    for (int64_t i = 0; i < columns; i += LANES) {
-      const __mmask16 mask = lanes(columns, i);
-      const __m512 e = power_of_two(_mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + i), top), log2e));
+    const __m512 top = _mm512_set1_ps(of_row[row]);
+    each([&](int64_t i, __mmask16 mask) {
+      float* const at = scores + row * padded + i;
+      const __m512 e = power_of_two(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, at), top));
       all = _mm512_mask_add_ps(all, mask, all, e);
-      _mm512_mask_storeu_ps(scores + i, mask, e);
-    }
-    total = _mm512_reduce_add_ps(all);
-    const __m512 factor = _mm512_set1_ps(by.inverse_step / total), limit = _mm512_set1_ps(by.highest);
+      _mm512_mask_storeu_ps(at, mask, e);
+    });
+    of_row[row] = by.inverse_step / _mm512_reduce_add_ps(all);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const __m512 factor = _mm512_set1_ps(of_row[row]);
     for (int64_t i = 0; i < padded; i += LANES) {
-      const __m512 e = _mm512_maskz_loadu_ps(lanes(columns, i), scores + i);
+      const __m512 e = _mm512_maskz_loadu_ps(lanes(columns, i), scores + row * padded + i);
       const __m512i p = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(e, factor), limit));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + i), _mm512_cvtepi32_epi8(p));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + row * padded + i), _mm512_cvtepi32_epi8(p));
     }
-    return;
+  }
+#else
+  for (int64_t row = 0; row < rows; ++row) {
+    float total = 0, &highest = of_row[row] = -std::numeric_limits<float>::infinity();
+    float* const at = scores + row * padded;
+    for (int64_t i = 0; i < columns; ++i) {
+      const float added = bias == nullptr ? 0.0f : bias[row * bias_stride + i] * LOG2_E;
+      at[i] = static_cast<float>(sums[row * padded + i]) * by.scale + shifts[i] + added;
+      highest = std::max(highest, at[i]);
+    }
+    for (int64_t i = 0; i < columns; ++i) {
+      const float t = at[i] - highest;
+      total += at[i] = std::exp2(t > LEAST ? t : LEAST);
+    }
+    const float factor = by.inverse_step / total;
+    for (int64_t i = 0; i < padded; ++i)
+      weights[row * padded + i] = i < columns ? static_cast<uint8_t>(std::nearbyint(std::min(at[i] * factor, by.highest))) : 0;
   }
 #endif
-  for (int64_t i = 0; i < columns; ++i) {
-    const float score = (static_cast<float>(sums[i]) - offsets[i]) * by.scale;
-    scores[i] = bias == nullptr ? score : score + bias[i * bias_stride];
-    highest = std::max(highest, scores[i]);
-  }
-  for (int64_t i = 0; i < columns; ++i) total += scores[i] = std::exp(scores[i] - highest);
-  const float factor = by.inverse_step / total;
-  for (int64_t i = 0; i < padded; ++i)
-    weights[i] = i < columns ? static_cast<uint8_t>(std::nearbyint(std::min(scores[i] * factor, by.highest))) : 0;
 }
 
 // The columns' part of the corrections for both zero-points, as float32: z_l Σ r − K·z_l·c
@@ -369,29 +393,35 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
   const int64_t c_k = z_k - 128, c_v = z_v - 128;
   const auto dtype = out_step == 0 ? at::kFloat : at::kByte;
   Tensor out = at::empty_strided({B, H, S, E}, {S * H * E, E, H * E, 1}, q.options().dtype(dtype));
-  const Softmax by{static_cast<float>(score_scale), static_cast<float>(1 / weight_step), static_cast<float>(weight_highest)};
+  const Softmax by{static_cast<float>(score_scale) * LOG2_E, static_cast<float>(1 / weight_step), static_cast<float>(weight_highest)};
   const Output as{static_cast<float>(value_scale * weight_step), out_step == 0 ? 0.0f : static_cast<float>(1 / out_step), static_cast<float>(out_zero),
                   static_cast<float>(out_low), static_cast<float>(out_high)};
-  const float* bias_data = nullptr;
-  int64_t bias_stride[4] = {0, 0, 0, 0};
+  Tensor added;  // bias, with its keys side by side; strides of 0 where it is the same for all
+  int64_t strides[3] = {0, 0, 0};
   if (bias.has_value()) {
     TORCH_CHECK(bias->dim() == 4 && bias->scalar_type() == at::kFloat, "int8 attention: bias must be float32 [B, H, S, T]");
-    bias_data = bias->const_data_ptr<float>();
-    for (int i = 0; i < 4; ++i) bias_stride[i] = bias->size(i) == 1 ? 0 : bias->stride(i);
+    added = bias->expand({bias->size(0), bias->size(1), bias->size(2), T}).contiguous();
+    for (int i = 0; i < 3; ++i) strides[i] = added.size(i) == 1 ? 0 : added.stride(i);
   }
+  const float* const added_from = bias.has_value() ? added.const_data_ptr<float>() : nullptr;
   const int64_t cut = parts(B * H, S), height = round_up((S + cut - 1) / cut, ROWS);
   at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
     Packed keys, values;
     Rows rows;
-    std::vector<float> key_offsets, value_offsets, shifted_offsets;
+    std::vector<float> shifts, value_offsets;
     std::vector<int32_t> scores, sums;
     std::vector<uint8_t> weights;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
+      const float* const bias_row = added_from == nullptr ? nullptr : added_from + b * strides[0] + h * strides[1];
       if (task == begin || task % cut == 0) {
         pack(keys, bytes(k, b, h), D, T, k.stride(3), k.stride(2));
         pack(values, bytes(v, b, h), T, E, v.stride(2), v.stride(3));
-        column_offsets(keys, D, z_q, c_k, key_offsets);
+        // Of the zero-points' corrections only the columns' part: what is the same for all keys, softmax does not see.
+        column_offsets(keys, D, z_q, c_k, shifts);
+        for (float& shift : shifts) shift *= -by.scale;
+        if (bias_row != nullptr && strides[2] == 0)
+          for (int64_t n = 0; n < T; ++n) shifts[n] += bias_row[n] * LOG2_E;
         column_offsets(values, T, 0, c_v, value_offsets);
         scores.resize(BLOCK * keys.columns);
         weights.resize(BLOCK * keys.columns);
@@ -402,18 +432,11 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
         int64_t stride;
         const uint8_t* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
         multiply(from, stride, count, keys, scores.data(), keys.columns);
-        for (int64_t i = 0; i < count; ++i) {
-          const float* offsets = key_offsets.data();
-          if (c_k != 0) {
-            const auto row_offset = static_cast<float>(c_k * sum_of(from + i * stride, D));
-            shifted_offsets.assign(key_offsets.begin(), key_offsets.end());
-            for (float& offset : shifted_offsets) offset += row_offset;
-            offsets = shifted_offsets.data();
-          }
-          const float* row_bias = bias_data;
-          if (row_bias != nullptr) row_bias += b * bias_stride[0] + h * bias_stride[1] + (row + i) * bias_stride[2];
-          softmax(scores.data() + i * keys.columns, offsets, T, keys.columns, row_bias, bias_stride[3], by,
-                  weights.data() + i * keys.columns);
+        const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
+        for (int64_t i = 0; i < count; i += together) {
+          const float* own = bias_row == nullptr || strides[2] == 0 ? nullptr : bias_row + (row + i) * strides[2];
+          softmax(scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns, own,
+                  strides[2], by, weights.data() + i * keys.columns);
         }
         multiply(weights.data(), keys.columns, count, values, sums.data(), values.columns);
         for (int64_t i = 0; i < count; ++i) {
