@@ -315,11 +315,11 @@ def altered(folder: Path, *statements: str) -> Path:
 
 
 def test_a_newer_schema(tmp_path) -> None:
-    file = altered(tmp_path, "PRAGMA user_version = 2")
+    file = altered(tmp_path, "PRAGMA user_version = 99")
     with pytest.raises(QuantizationError) as error:
         Study(tmp_path)
     assert str(error.value) == (
-        f"{file}: asked to use the study, but its schema is version 2 and this Octavo reads version 1; "
+        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 2; "
         "see that the folder can be written and has room, update Octavo, or search in another folder."
     )
 

@@ -22,6 +22,9 @@ from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
+from octavo.recovery.finetune import Schedule, Trained, distance, divergence, finetune, fit
+from octavo.recovery.repair import REPAIRS, repair
+from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.deploy import choose_engine, compile, export
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import quantize
@@ -31,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "REPAIRS",
     "TARGETS",
     "Coverage",
     "Distance",
@@ -43,18 +47,24 @@ __all__ = [
     "Quantizer",
     "Result",
     "Rule",
+    "Schedule",
     "Scheme",
     "Site",
     "Stats",
     "Target",
+    "Trained",
     "agreement",
     "available",
     "capture",
     "choose_engine",
     "choose_params",
     "compile",
+    "distance",
+    "divergence",
     "entropy",
     "export",
+    "finetune",
+    "fit",
     "latency_ms",
     "load",
     "make_plan",
@@ -64,9 +74,12 @@ __all__ = [
     "paired_interval",
     "percentile",
     "quantize",
+    "repair",
     "save",
     "simulate",
     "size_mb",
     "sqnr_db",
+    "trainable",
+    "trained",
     "verify",
 ]

@@ -13,6 +13,13 @@ from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, drop_un
 aten = torch.ops.aten
 
 
+def name_batch_norm(module: GraphModule) -> None:
+    """Write every batch-norm as aten.batch_norm, and fold none: for networks that train with live statistics."""
+    for node in list(module.graph.nodes):
+        _as_batch_norm(node)
+    module.graph.eliminate_dead_code()
+
+
 def fold_batch_norm(module: GraphModule) -> None:
     """Fold each batch-norm into the convolution or linear before it: w' = w·γ/√(σ²+ε), b' = (b−μ)·γ/√(σ²+ε) + β.
 

@@ -1,5 +1,6 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,12 +9,14 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
+from octavo.network.operations import NEGATIVE_LOBE
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.ranks import merged_over_ranks
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
@@ -25,11 +28,15 @@ Stats = Mapping[str, Histogram]
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """The scale and zero-point of every quantizer of `plan`, chosen by `method`."""
+    """The scale and zero-point of every quantizer of `plan`, chosen by `method`.
+
+    notes  where a rule overruled the method, and why
+    """
 
     plan: Plan
     values: Mapping[str, QParams]
     method: str
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
@@ -107,26 +114,49 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int) -> None:
 def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str = max_range) -> Params:
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
+    The range of a GELU and its like ends at 10, if the few integers below zero would be lost otherwise (§5.3, GELU10):
+    `Params.notes` says where.
+
     by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
     raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or an
             empty one, and for a weight or range that its scheme cannot represent
     """
     check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by
-    constants = {node.name: node for node in graph.module.graph.nodes if node.op == "get_attr"}
-    values = {}
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    values, notes = {}, []
     for quantizer in plan.quantizers:
         try:
             if quantizer.constant:
-                weight = attribute(graph.module, constants[quantizer.edges[0].source])
+                weight = attribute(graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
             else:
                 low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
-                values[quantizer.name] = params_from_range(low, high, quantizer.scheme)
+                clipped = _clipped(quantizer, nodes, low, high)
+                if clipped != (low, high):
+                    notes.append(f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}")
+                values[quantizer.name] = params_from_range(*clipped, quantizer.scheme)
         except QuantizationError as error:  # numerics knows no names
             site = error.site or quantizer.name
             raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
-    return Params(plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)))
+    return Params(
+        plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)), notes=tuple(notes)
+    )
+
+
+CLIP = 10.0  # where the paper ends the range of GELU
+INTEGERS = 2  # that the part below zero must reach
+_WHY = f"the activation's part below zero would be less than {INTEGERS} integers"
+
+
+def _clipped(quantizer: Quantizer, nodes: Mapping[str, Node], low: float, high: float) -> tuple[float, float]:
+    """[low, high], or up to CLIP if its sources reach so little below zero that the integers there would be lost."""
+    lobes = [NEGATIVE_LOBE.get(nodes[edge.source].target, math.inf) for edge in quantizer.edges]
+    scheme = quantizer.scheme
+    step = max(abs(low), abs(high)) / scheme.qmax if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
+    if high <= CLIP or scheme.bits < 8 or max(lobes) >= INTEGERS * step:
+        return low, high
+    return max(low, -CLIP), CLIP
 
 
 def _seen(stats: Stats, name: str) -> Histogram:

@@ -7,7 +7,7 @@ attention and einsum are the matrix multiplications that they are (Wu et al. 202
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
-from octavo.network.batch_norm import fold_batch_norm
+from octavo.network.batch_norm import fold_batch_norm, name_batch_norm
 from octavo.network.canonical import to_matmul
 from octavo.network.edit import copy_module
 from octavo.network.export import check_dynamic, export, private_copy
@@ -34,6 +34,7 @@ PASSES: dict[str, Pass] = {
     "fold_constant_weights": fold_constant_weights,
     "fold_batch_norm": fold_batch_norm,
 }
+LIVE = {**PASSES, "fold_batch_norm": name_batch_norm}  # the same for a network whose batch-norms stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +56,21 @@ class Graph:
         return self.module(*args, **kwargs)
 
 
-def capture(model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,)) -> Graph:
+def capture(
+    model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,), batch_norm: Literal["fold", "keep"] = "fold"
+) -> Graph:
     """The graph of `model` in evaluation mode. The model itself is never touched.
 
     model         any module that `torch.export` accepts; for one that it does not, pass a submodule that it does
     example       one input: a tensor, a tuple of positional inputs, or a dict of keyword inputs
     dynamic_axes  axes of every tensor input that may have any size; (0, 1) for batch and sequence, () for none
+    batch_norm    "keep" leaves it beside its layer, for `finetune` to train with its statistics live, and to fold then
     raises        QuantizationError naming the line of the user's module that cannot be exported
     """
     args, kwargs = call_arguments(example)
     args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
-    for run in PASSES.values():
+    for run in (PASSES if batch_norm == "fold" else LIVE).values():
         run(module)
     check_dynamic(module, dynamic_axes)
     graph = Graph(module=module, example_args=args, example_kwargs=kwargs, dynamic_axes=tuple(dynamic_axes))

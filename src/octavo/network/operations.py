@@ -105,6 +105,14 @@ VALUE_PRESERVING: set[Any] = {
     aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
 }  # fmt: skip
 
+# Activations that are bounded below, just under zero, and not above: how far below zero they reach.
+NEGATIVE_LOBE: dict[Any, float] = {
+    aten.gelu.default: 0.170,
+    aten.silu.default: 0.278,
+    aten.mish.default: 0.309,
+    aten.hardswish.default: 0.375,
+}
+
 _NEVER_NEGATIVE = {
     aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int,
     aten._softmax.default, aten.exp.default, aten.abs.default, aten.square.default,

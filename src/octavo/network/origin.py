@@ -8,6 +8,7 @@ from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 
 SIMULATION = "simulation"
+TRAINING = "training"
 Model = TypeVar("Model", bound=Callable[..., Any])
 
 

@@ -67,7 +67,7 @@ def _with_scales_of(params: Params, plan: Plan) -> Params:
     full = {site: quantizer for quantizer in params.plan.quantizers for site in quantizer.sites}
     quantizers = tuple(replace(part, scheme=full[part.sites[0]].scheme) for part in plan.quantizers)
     values = {part.name: params.values[full[part.sites[0]].name] for part in quantizers}
-    return Params(plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values), method=params.method)
+    return replace(params, plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values))
 
 
 def _check_known(names: Collection[str], order: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch.fx import Node
 
 from octavo.network.edit import is_constant, shape, value
@@ -68,8 +69,12 @@ def _is_heavy(node: Node) -> bool:
 
 
 def _fuses(source: Node) -> bool:
-    """Whether `source` is a convolution's result that nothing else reads, moved or not."""
-    while preserves_values(source) and len(source.users) == 1 and isinstance(source.args[0], Node):
+    """Whether `source` is a convolution's result that nothing else reads, moved or batch-normalised or not."""
+    while _is_passed_on(source) and len(source.users) == 1 and isinstance(source.args[0], Node):
         source = source.args[0]  # other arguments of a reshape may be nodes too: dynamic sizes
     row = operation(source)
     return row is not None and row.name.startswith("conv") and len(source.users) == 1
+
+
+def _is_passed_on(node: Node) -> bool:
+    return preserves_values(node) or node.target is torch.ops.aten.batch_norm.default

@@ -25,7 +25,7 @@ Values = Mapping[Node, Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
-    """The one node that a layer of a plan is, and how what it reads is rounded.
+    """The one node that a layer of a plan is, how what it reads is rounded, and by which quantizers of the plan.
 
     In the simulation its quantizers may sit further up, before reshapes, max-pools and concats: those only move and
     select values, and rounding keeps their order, so rounding behind them gives the same.
@@ -34,6 +34,7 @@ class Operation:
     layer: str
     node: Node
     rounding: Mapping[Node, QParams]
+    quantizers: Mapping[Node, str]
 
 
 def operations(graph: Graph, params: Params) -> list[Operation]:
@@ -42,16 +43,18 @@ def operations(graph: Graph, params: Params) -> list[Operation]:
     raises  QuantizationError if the plan was made for another graph
     """
     check_belongs(graph, params.plan)
-    reads: dict[str, list[tuple[Site, QParams]]] = {}
+    reads: dict[str, list[tuple[Site, str]]] = {}
     for quantizer in params.plan.quantizers:
         for site in quantizer.sites:
-            reads.setdefault(site.node, []).append((site, params.values[quantizer.name]))
+            reads.setdefault(site.node, []).append((site, quantizer.name))
     found = []
     for node in graph.module.graph.nodes:
         if node.name in reads:
             sources = {operand.role: operand.source for operand in operands(node)}
-            rounding = {sources[site.role]: params for site, params in reads[node.name]}
-            found.append(Operation(layer=reads[node.name][0][0].layer, node=node, rounding=rounding))
+            names = {sources[site.role]: name for site, name in reads[node.name]}
+            rounding = {source: params.values[name] for source, name in names.items()}
+            layer = reads[node.name][0][0].layer
+            found.append(Operation(layer=layer, node=node, rounding=rounding, quantizers=names))
     return found
 
 

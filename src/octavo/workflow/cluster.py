@@ -44,6 +44,7 @@ class Parcel:
     reference: Score
     model: str
     data: str
+    batches: tuple[Any, ...]
 
     def unpacked(self) -> Bench:
         """The bench on this machine."""
@@ -58,6 +59,7 @@ class Parcel:
             reference=self.reference,
             model=self.model,
             data=self.data,
+            batches=self.batches,
         )
 
 
@@ -77,6 +79,7 @@ def packed(bench: Bench, model: nn.Module) -> Parcel:
         reference=bench.reference,
         model=bench.model,
         data=bench.data,
+        batches=bench.batches,
     )
 
 

@@ -89,6 +89,8 @@ class Result:
             "engine": self.engine,
             "target": self.params.plan.target.name,
             "method": self.best.method,
+            "repairs": list(self.best.repairs),
+            "trained": self.best.trained,
             "metric": {
                 "name": "evaluate",
                 "float": self.reference.metric,
@@ -104,6 +106,7 @@ class Result:
             "too_few_samples": self.too_few,
             "rungs": [asdict(rung) for rung in self.rungs],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
+            "notes": list(self.params.notes),
             "rules": [str(rule) for rule in self.params.plan.rules],
             "kept_float": list(self.kept_float),
             "sensitivities": [asdict(row) for row in self.sensitivities],
@@ -124,6 +127,8 @@ def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
         "id": number,
         "rung": trial.rung,
         "method": trial.method,
+        "repairs": list(trial.repairs),
+        "trained": trial.trained,
         "kept_float": list(trial.kept_float),
         "metric": None if trial.error else trial.metric,
         "abandoned": trial.abandoned,
@@ -149,7 +154,9 @@ def rung_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[Ru
 def summary(result: Result) -> str:
     """What was done and why it stopped, in one paragraph."""
     goal, verdict, best = result.goal, result.verdict, result.best
-    kept = f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""
+    made = [name.replace("_", " ") for name in best.repairs] + ["training"] * best.trained
+    kept = f", {', '.join(made)}" if made else ""
+    kept += f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""
     lines = [
         f"The float network scores {result.reference.metric:.6g}; the goal allows a drop of {goal}, "
         f"{goal.allowed(result.reference):.4g}.",
@@ -157,6 +164,9 @@ def summary(result: Result) -> str:
         f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
         f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
     ]
+    if result.params.notes:
+        more = f" ({len(result.params.notes) - 1} more in notes)" if len(result.params.notes) > 1 else ""
+        lines.append(f"A rule chose ranges: {result.params.notes[0]}{more}.")
     if result.too_few and verdict.interval:
         lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
     if verdict.interval is None and result.reference.samples is None:

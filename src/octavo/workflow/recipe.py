@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Stats, observe
+from octavo.network.calibrate import Params, Stats, observe
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture, network_inputs
 from octavo.network.plan import Plan, make_plan
@@ -28,6 +28,7 @@ from octavo.network.ranks import by_first, is_first
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import TARGETS, Target
 from octavo.recovery.sensitivity import Sensitivity
+from octavo.recovery.stepwise import samples
 from octavo.workflow.cluster import measured_on
 from octavo.workflow.digest import digest_of_batch, digest_of_graph
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
@@ -35,8 +36,10 @@ from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
 from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
-from octavo.workflow.trial import Bench, Candidate, engine_named, network_of, params_of
+from octavo.workflow.trial import Bench, Candidate, Train, candidate_of, engine_named, network_of, parts_of, source_of
 from octavo.workflow.view import View
+
+REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
 
 
 def quantize(
@@ -54,6 +57,7 @@ def quantize(
     target: Target | str | None = None,
     engine: str = "auto",
     prefer: Prefer = "accuracy",
+    train: Train | None = None,
     budget: str | float | None = None,
     trials: int | None = None,
     trials_on: Literal["ray"] | None = None,
@@ -70,6 +74,8 @@ def quantize(
     rules, target see `make_plan`; by default everything, for the engine
     engine        that candidates are scored on: "auto" takes the fastest installed, else the simulation
     prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
+    train         (module) → trains it in place, by `octavo.fit` or any loop: the last rung. The module is the network
+                  with rounding in it, called like the model
     budget        "30m", or seconds; `trials`: how many. On reaching either, or on Ctrl-C, the best so far is returned
     trials_on     "ray": independent trials run side by side on a Ray cluster
     out           folder for the study and result.json; the same folder resumes. None keeps nothing
@@ -84,34 +90,49 @@ def quantize(
     plan = make_plan(graph, rules, target=target or TARGETS.get(engine, TARGETS["paper"]))
     with _folder(out) as folder:
         stats = _statistics(folder, graph, plan, batches, progress)
+        some = by_first(lambda: _some(graph, batches))
+        done: dict[Candidate, tuple[Graph, Params]] = {}
+
+        def bench(study: Study, reference: Score) -> Bench:
+            return Bench(
+                graph=graph,
+                plan=plan,
+                stats=stats,
+                evaluate=evaluate,
+                goal=goal,
+                engine=engine,
+                reference=reference,
+                model=digest_of_graph(graph),
+                data=trial_key(
+                    stats=sha256(pack_stats(stats)).hexdigest(),
+                    reference=asdict(reference),
+                    evaluate=source_of(evaluate),
+                ),
+                batches=some,
+                train=train,
+                keep=study.once,
+                done=done,
+            )
 
         def search() -> Findings:
             with Study(folder) as study:
-                reference = _reference(study, graph, model, evaluate)
-                bench = Bench(
-                    graph=graph,
-                    plan=plan,
-                    stats=stats,
-                    evaluate=evaluate,
-                    goal=goal,
-                    engine=engine,
-                    reference=reference,
-                    model=digest_of_graph(graph),
-                    data=trial_key(
-                        stats=sha256(pack_stats(stats)).hexdigest(),
-                        reference=asdict(reference),
-                        evaluate=source_of(evaluate),
-                    ),
-                )
                 console = Console() if progress else None
                 with (
                     View(console, seconds=limit.seconds, trials=limit.trials) as view,
                     measured_on(trials_on, model) as measure_all,
                 ):
-                    found = Search(bench=bench, study=study, budget=limit, view=view, measure_all=measure_all)
+                    found = Search(
+                        bench=bench(study, _reference(study, graph, model, evaluate)),
+                        study=study,
+                        budget=limit,
+                        view=view,
+                        measure_all=measure_all,
+                    )
                     return walked(found, road)
 
-        result = _result(by_first(search), graph, plan, stats, goal, engine)
+        found = by_first(search)
+        with Study(folder) as study:
+            result = _result(found, bench(study, found.reference))
         if out is not None and is_first():
             save_record(folder, result.record())
     return result
@@ -161,25 +182,36 @@ def walked(search: Search, road: Road) -> Findings:
     )
 
 
-def _result(found: Findings, graph: Graph, plan: Plan, stats: Stats, goal: Goal, engine: str) -> Result:
-    candidate = Candidate(method=found.best.method, kept_float=found.best.kept_float)
-    params = params_of(graph, plan, stats, candidate)
+def _result(found: Findings, bench: Bench) -> Result:
+    graph, params = parts_of(bench, candidate_of(found.best))
     return Result(
         met=found.verdict.met,
-        model=network_of(graph, params, engine),
+        model=network_of(graph, params, bench.engine),
         graph=graph,
         params=params,
-        engine=engine,
-        goal=goal,
+        engine=bench.engine,
+        goal=bench.goal,
         reference=found.reference,
         best=found.best,
         verdict=found.verdict,
         too_few=found.too_few,
         trials=found.trials,
-        rungs=rung_records(found.trials, higher_is_better=goal.higher_is_better),
+        rungs=rung_records(found.trials, higher_is_better=bench.goal.higher_is_better),
         sensitivities=found.sensitivities,
         stopped=found.stopped,
     )
+
+
+def _some(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
+    """The first batches, of REPAIR_SAMPLES samples together or a little more."""
+    found: list[Any] = []
+    total = 0
+    for batch in batches:
+        found.append(batch)
+        total += samples(graph, batch)
+        if total >= REPAIR_SAMPLES:
+            break
+    return tuple(found)
 
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
@@ -251,14 +283,6 @@ def _statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], 
 
     by_first(keep)
     return stats
-
-
-def source_of(evaluate: Evaluate) -> str:
-    """Its source code, so that a study knows a score by another `evaluate` from its own; "" where there is none."""
-    try:
-        return inspect.getsource(evaluate)
-    except (OSError, TypeError):
-        return ""
 
 
 def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:

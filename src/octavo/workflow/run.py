@@ -156,10 +156,9 @@ def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
         "engine": settings.engine,
         "trials_on": settings.trials_on,
         "example": recipe.example() if recipe.example else None,
+        "train": recipe.train,
         **recipe.options(),
     }
-    if recipe.train is not None:
-        console.print("[dim]train(model) is not called: there is no training rung yet[/dim]")
     result = quantize(model, calibration=calibration, evaluate=recipe.evaluate, out=out, **arguments)
     record = {"model": recipe.name} | result.record()
     if is_first():

@@ -7,15 +7,17 @@ A rung is a function of the search; it measures candidates until it has none lef
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
 from octavo.errors import QuantizationError
 from octavo.network.partial import layers
+from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.search import Search
-from octavo.workflow.trial import Candidate, params_of
+from octavo.workflow.study import Trial
+from octavo.workflow.trial import Candidate, candidate_of, parts_of
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
@@ -56,19 +58,48 @@ def more_calibration(search: Search, road: Road) -> None:
     search.measure([Candidate(method=method) for method in MORE_METHODS], "ptq_more")
 
 
+def repairs(search: Search, road: Road) -> None:
+    """Rung b: repairs of the best calibration so far, each kept if the metric is better for it."""
+    best = search.best()
+    for name in REPAIRS if best is not None else ():
+        assert best is not None
+        candidate = replace(candidate_of(best), repairs=(*best.repairs, name))
+        (trial,) = search.measure([candidate], "repair")
+        if search.settles(trial):
+            return
+        if _better(search, trial, best):
+            best = trial
+
+
+def _better(search: Search, trial: Trial, than: Trial) -> bool:
+    """Whether `trial` loses less."""
+    return trial.error is None and not trial.abandoned and search.verdict(trial).drop < search.verdict(than).drop
+
+
+def train(search: Search, road: Road) -> None:
+    """Rung d: training with rounding, from the best calibrated and repaired network with no layer in float (§5.2)."""
+    whole = [trial for trial in search.trials if trial.error is None and not trial.kept_float]
+    if search.bench.train is None or not whole:
+        return
+    best = min(whole, key=lambda trial: search.verdict(trial).drop)
+    search.view.doing("training")
+    search.measure([replace(candidate_of(best), trained=True)], "train")
+
+
 def partial(search: Search, road: Road) -> None:
-    """Rung c: the smallest set of layers left in float that meets the goal, from the best calibration so far."""
+    """Rung c: the smallest set of layers left in float that meets the goal, from the best candidate so far."""
     best = search.best()
     if best is None:
         return
+    start = candidate_of(best)
     bench = search.bench
     order = layers(bench.graph, bench.plan)
     search.view.doing("sensitivity of every layer")
-    road.sensitivities = _sensitivities(search, road, best.method)
+    road.sensitivities = _sensitivities(search, road, start)
     ranked = [row.layer for row in sorted(road.sensitivities, key=_gain(road.prefer), reverse=True)]
 
     def works(kept: Sequence[str]) -> bool:
-        (trial,) = search.measure([Candidate(method=best.method, kept_float=_in_order(kept, order))], "partial")
+        (trial,) = search.measure([replace(start, kept_float=_in_order(kept, order))], "partial")
         return search.settles(trial)
 
     smallest_set(ranked, works, trims=math.floor(math.log2(len(ranked))) + TRIMS if ranked else 0)
@@ -100,16 +131,16 @@ def smallest_set(
     return tuple(kept)
 
 
-def _sensitivities(search: Search, road: Road, method: str) -> tuple[Sensitivity, ...]:
+def _sensitivities(search: Search, road: Road, start: Candidate) -> tuple[Sensitivity, ...]:
     """One layer at a time, on some of the calibration data; kept in the study."""
     bench = search.bench
 
     def measure() -> bytes:
         batches = list(islice(road.calibration, SENSITIVITY_BATCHES))
-        rows = exact(bench.graph, params_of(bench.graph, bench.plan, bench.stats, Candidate(method=method)), batches)
+        rows = exact(*parts_of(bench, replace(start, kept_float=())), batches)
         return json.dumps([asdict(row) for row in rows]).encode()
 
-    kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{method}-{_rules(search)}", measure)
+    kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{start}-{_rules(search)}", measure)
     return tuple(Sensitivity(**row) for row in json.loads(kept))
 
 
@@ -129,8 +160,13 @@ def _in_order(kept: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
     return tuple(layer for layer in order if layer in set(kept))
 
 
-# Repairs (b, before "partial") and training (d, after it) will be rows of their own.
-RUNGS: Mapping[str, Rung] = {"ptq": calibration, "ptq_more": more_calibration, "partial": partial}
+RUNGS: Mapping[str, Rung] = {
+    "ptq": calibration,
+    "ptq_more": more_calibration,
+    "repair": repairs,
+    "partial": partial,
+    "train": train,
+}
 
 
 def walk(search: Search, road: Road) -> Iterator[str]:

@@ -110,7 +110,8 @@ class Search:
             if key in stored:
                 yield candidate, partial(stored.__getitem__, key)
         fresh = [candidate for key, candidate in asked.items() if key not in stored]
-        yield from self.measure_all(self.bench, fresh, rung)
+        yield from self.measure_all(self.bench, [candidate for candidate in fresh if not candidate.trained], rung)
+        yield from one_after_the_other(self.bench, [candidate for candidate in fresh if candidate.trained], rung)
 
     def _journalled(self, key: str, call: Callable[[], Trial]) -> Trial:
         before = time.monotonic()

@@ -20,12 +20,12 @@ from octavo.errors import QuantizationError
 from octavo.numerics.histogram import Histogram
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
-SCHEMA = 1
+SCHEMA = 2
 TABLES = (
     """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, rung TEXT NOT NULL, method TEXT NOT NULL,
-    engine TEXT NOT NULL, kept_float TEXT NOT NULL, metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL,
-    error TEXT, seconds REAL NOT NULL, versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL,
-    rules TEXT NOT NULL)""",
+    engine TEXT NOT NULL, repairs TEXT NOT NULL, trained INTEGER NOT NULL, kept_float TEXT NOT NULL,
+    metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL,
+    versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, rules TEXT NOT NULL)""",
     "CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL)",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {SCHEMA}",
@@ -38,6 +38,7 @@ class Trial:
     """A candidate and its score (never NaN: SQLite stores none).
 
     key          what determines the result: `trial_key`
+    repairs      names in REPAIRS, in the order in which they were made; trained: whether it was trained with rounding
     kept_float   layers left in float; `rules` placed the quantizers in all others
     scores       of the samples, float64 bit for bit; None where the metric is one number
     abandoned    left half-way, because the goal was out of reach
@@ -60,6 +61,8 @@ class Trial:
     model: str
     data: str
     rules: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
+    trained: bool = False
     id: int | None = None
 
 
@@ -191,6 +194,7 @@ class Study:
 def _row(trial: Trial) -> dict[str, Any]:
     return vars(trial) | {
         "kept_float": json.dumps(trial.kept_float),
+        "repairs": json.dumps(trial.repairs),
         "rules": json.dumps(trial.rules),
         "scores": None if trial.scores is None else array("d", trial.scores).tobytes(),
         "versions": json.dumps(dict(trial.versions)),
@@ -200,9 +204,10 @@ def _row(trial: Trial) -> dict[str, Any]:
 def _trial(row: tuple[Any, ...]) -> Trial:
     values = dict(zip(COLUMNS, row, strict=True))
     values["kept_float"] = tuple(json.loads(values["kept_float"]))
+    values["repairs"] = tuple(json.loads(values["repairs"]))
     values["rules"] = tuple(json.loads(values["rules"]))
     values["scores"] = None if values["scores"] is None else tuple(array("d", values["scores"]))
-    values["abandoned"] = bool(values["abandoned"])
+    values["abandoned"], values["trained"] = bool(values["abandoned"]), bool(values["trained"])
     values["versions"] = json.loads(values["versions"])
     return Trial(**values)
 

@@ -1,10 +1,15 @@
 """One candidate, from calibration to its score: what every rung of the road does, here or on another machine."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import safetensors.torch
+from torch import nn
 
 from octavo.engines import available, compile
 from octavo.errors import QuantizationError
@@ -15,8 +20,12 @@ from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan
 from octavo.network.simulate import simulate
+from octavo.recovery.repair import repair
+from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
+
+Train = Callable[[nn.Module], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +33,31 @@ class Candidate:
     """A way to quantize the network.
 
     method      of calibration, a key of METHODS
+    repairs     names in REPAIRS, in the order in which they are made
+    trained     whether it is then trained with rounding
     kept_float  layers left in float, in data-flow order
     """
 
     method: str
+    repairs: tuple[str, ...] = ()
+    trained: bool = False
     kept_float: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As a person would say it."""
+        repairs = "".join(f", {name.replace('_', ' ')}" for name in self.repairs)
+        kept = f", {len(self.kept_float)} layers in float" if self.kept_float else ""
+        return f"{self.method} calibration{repairs}{', trained' if self.trained else ''}{kept}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """All that candidates of one search share, and are measured by.
 
+    batches      some of the calibration data, for repairs
+    train        (trainable simulation) → trains it in place; None if there is no training
+    keep         (name, make) → the bytes of that name in the study, made if there are none: what training cost
+    done         what was repaired and trained already, to share
     engine       its name in ENGINES, or "simulation"
     reference    the float network's score
     model, data  digests: of the network, and of calibration data and float score
@@ -49,17 +72,60 @@ class Bench:
     reference: Score
     model: str
     data: str
+    batches: tuple[Any, ...] = ()
+    train: Train | None = None
+    keep: Callable[[str, Callable[[], bytes]], bytes] = lambda _, make: make()
+    done: dict[Candidate, tuple[Graph, Params]] = field(default_factory=dict)
 
 
-def params_of(graph: Graph, plan: Plan, stats: Stats, candidate: Candidate) -> Params:
-    """The scales of `candidate`."""
-    params = choose_params(graph, plan, stats, candidate.method)
-    return keep_float(graph, params, candidate.kept_float) if candidate.kept_float else params
+def parts_of(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
+    """The network and the scales of `candidate`. Repairs and training that candidates share are done once."""
+    whole = replace(candidate, kept_float=())
+    if whole not in bench.done:
+        bench.done[whole] = _made(bench, whole)
+    graph, params = bench.done[whole]
+    return graph, keep_float(graph, params, candidate.kept_float) if candidate.kept_float else params
+
+
+def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
+    if candidate.trained:
+        graph, params = parts_of(bench, replace(candidate, trained=False))
+        module = trainable(graph, params)
+        module.load_state_dict(
+            safetensors.torch.load(bench.keep(key_of(bench, candidate), partial(_train, bench, module)))
+        )
+        return trained(graph, params, module)
+    if candidate.repairs:
+        graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))
+        return repair(graph, params, bench.batches, candidate.repairs[-1:])
+    return bench.graph, choose_params(bench.graph, bench.plan, bench.stats, candidate.method)
 
 
 def network_of(graph: Graph, params: Params, engine: str) -> Callable[..., Any]:
     """The quantized network on `engine`, called like the user's model."""
     return simulate(graph, params) if engine == SIMULATION else compile(graph, params, engine=engine)
+
+
+def _train(bench: Bench, module: nn.Module) -> bytes:
+    """Train `module`; the bytes of all that training changed."""
+    assert bench.train is not None
+    bench.train(module)
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    )
+
+
+def source_of(function: Callable[..., Any] | None) -> str:
+    """Its source code, so that a study knows a score by another function from its own; "" where there is none."""
+    try:
+        return inspect.getsource(function) if function is not None else ""
+    except (OSError, TypeError):
+        return ""
+
+
+def candidate_of(trial: Trial) -> Candidate:
+    """What `trial` measured."""
+    return Candidate(method=trial.method, repairs=trial.repairs, trained=trial.trained, kept_float=trial.kept_float)
 
 
 def key_of(bench: Bench, candidate: Candidate) -> str:
@@ -71,6 +137,8 @@ def key_of(bench: Bench, candidate: Candidate) -> str:
         rules=[str(rule) for rule in bench.plan.rules],
         engine=bench.engine,
         method=candidate.method,
+        repairs=candidate.repairs,
+        trained=source_of(bench.train) if candidate.trained else None,
         kept_float=sorted(candidate.kept_float),
         goal=repr(bench.goal),  # decides which candidates are abandoned half-way
     )
@@ -81,8 +149,7 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
     start = time.perf_counter()
     error = None
     try:
-        params = params_of(bench.graph, bench.plan, bench.stats, candidate)
-        network = network_of(bench.graph, params, bench.engine)
+        network = network_of(*parts_of(bench, candidate), bench.engine)
         found = score(bench.evaluate, network, reference=bench.reference, goal=bench.goal)
     except QuantizationError as refused:
         error, found = str(refused), Score(metric=-math.inf)
@@ -91,6 +158,8 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
         rung=rung,
         method=candidate.method,
         engine=bench.engine,
+        repairs=candidate.repairs,
+        trained=candidate.trained,
         kept_float=candidate.kept_float,
         metric=found.metric,
         scores=found.samples,

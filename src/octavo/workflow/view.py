@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Candidate
+from octavo.workflow.trial import Candidate, candidate_of
 
 
 class View:
@@ -43,15 +43,13 @@ class View:
 
     def trying(self, rung: str, candidate: Candidate) -> None:
         """Announce a trial."""
-        kept = f", {len(candidate.kept_float)} layers in float" if candidate.kept_float else ""
-        self.doing(f"{rung}: {candidate.method}{kept}")
+        self.doing(f"{rung}: {candidate}")
 
     def tried(self, trial: Trial, best: Trial | None) -> None:
         """Note what a trial found, and the best so far."""
         self._tried.append(trial.seconds)
         if best is not None:
-            kept = f", {len(best.kept_float)} layers in float" if best.kept_float else ""
-            self._best = f"{best.metric:.4g} ({best.method}{kept})"
+            self._best = f"{best.metric:.4g} ({candidate_of(best)})"
         self._refresh()
 
     def left(self) -> str:

@@ -1,0 +1,232 @@
+"""What recovers accuracy, network by network: calibration, repairs, layers left in float, training.
+
+    python -m benchmarks.recovery --json benchmarks/results/recovery.json
+
+Every column starts from the best calibration of the paper's four methods. Repairs: each alone, and together those that
+the metric kept, one after the other. Partial: the fewest layers in float within 1 %. Training: the paper's schedule, on
+labels where there are any (ResNet-20), elsewhere towards the float network on unlabelled data; the epoch of least loss
+is kept, so no scored sample has a say in it. Methods and repairs are chosen by the metric that is reported.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from torch import Tensor
+
+import octavo
+from octavo import Graph, Params, Rule, Schedule
+from octavo.machine import machine, versions
+from octavo.recovery.evaluate import paired_interval
+from octavo.recovery.stepwise import samples
+from octavo.workflow.rungs import PAPER_METHODS
+from octavo.zoo import Task, minilm, resnet20, task
+from octavo.zoo.task import Batches
+
+CONSOLE = Console()
+MAX_DROP = 0.01
+REPAIR_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained: batches, the loss (None: towards the float network), and the schedule."""
+
+    batches: Callable[[Task], Any]
+    loss: Callable[[Any, Any], Tensor] | None = None
+    schedule: Schedule
+    optimizer: Callable[..., torch.optim.Optimizer] = octavo.recovery.finetune.sgd
+
+
+def _images(_: Task) -> Any:
+    """The 5000 labelled training images, flipped at random, with a border of four pixels to crop from."""
+    parts = [f"train_{number}" for number in range(5)]
+    images = torch.cat([resnet20.images(part) for part in parts])
+    labels = torch.cat([resnet20.labels(part) for part in parts])
+
+    def collate(rows: list[int]) -> tuple[Tensor, Tensor]:
+        index = torch.tensor(rows)
+        batch = F.pad(images[index], (4, 4, 4, 4))
+        batch = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, batch.flip(3), batch)
+        top, left = torch.randint(9, (2,)).tolist()
+        return batch[:, :, top : top + 32, left : left + 32], labels[index]
+
+    return torch.utils.data.DataLoader(range(len(images)), batch_size=64, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def _sentences(_: Task) -> Any:
+    """2048 training sentences, sorted by length, none of them a test sentence."""
+    first, second, _scores = minilm.pairs("test")
+    usable = [sentence for sentence in dict.fromkeys(minilm.pairs("train")[0]) if sentence not in {*first, *second}]
+    tokens = sorted(minilm.tokenize(usable[:: max(1, len(usable) // 2048)][:2048]), key=len)
+    return list(Batches(tokens, 32, minilm.padded))
+
+
+def _calibration(scored: Task) -> Any:
+    return scored.calibration()
+
+
+def adam(parameters: Any, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, rate)
+
+
+LABELLED = Training(
+    batches=_images,
+    loss=lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
+    schedule=Schedule(epochs=20, learning_rate=1e-2),  # a tenth of 200 epochs; the paper's hundredth of 0.1 is 1e-3
+)
+UNLABELLED = Training(batches=_calibration, schedule=Schedule(epochs=10, learning_rate=1e-5), optimizer=adam)
+TRAININGS = {
+    "resnet20": LABELLED,
+    "minilm": Training(batches=_sentences, schedule=Schedule(epochs=2, learning_rate=2e-5), optimizer=adam),
+}
+
+# (network, bits of weights, bits of activations)
+CASES = (
+    ("efficientnet_lite0", 8, 8),
+    ("resnet20", 8, 8),
+    ("resnet20", 4, 4),
+    ("ds_cnn_s", 8, 8),
+    ("lstm", 8, 8),
+    ("minilm", 8, 8),
+)
+
+
+def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]:
+    """The row of one network, with every repair's own metric and the intervals of the drops."""
+    start = time.perf_counter()
+    scored = task(name)
+    model = scored.build()
+    reference = scored.predict(model)
+    rules = [Rule(role="weight", bits=weight_bits), Rule("*", bits=activation_bits)] if weight_bits < 8 else [Rule("*")]
+    engine = "openvino" if weight_bits == 8 and name != "lstm" else "simulation"
+    graph = octavo.capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
+    plan = octavo.make_plan(graph, rules, target="openvino" if engine == "openvino" else "paper")
+    stats = octavo.observe(graph, plan, scored.calibration())
+    row: dict[str, Any] = {
+        "network": name, "weight_bits": weight_bits, "activation_bits": activation_bits, "engine": engine,
+        "metric": scored.metric, "samples": scored.samples, "float": scored.score(reference),
+    }  # fmt: skip
+    intervals: dict[str, Any] = {}
+
+    def score(what: str, graph: Graph, params: Params) -> float:
+        network = (
+            octavo.compile(graph, params, engine=engine) if engine == "openvino" else octavo.simulate(graph, params)
+        )
+        predictions = scored.predict(network)
+        lost = paired_interval(reference, predictions, scored.score)
+        intervals[what] = {"drop": lost.drop, "low": lost.low, "high": lost.high}
+        CONSOLE.print(
+            f"{name} {weight_bits}/{activation_bits} {what}: {scored.score(predictions):.3f}, lost {lost.drop:+.3f}"
+        )
+        return scored.score(predictions)
+
+    calibrated = {method: octavo.choose_params(graph, plan, stats, method) for method in PAPER_METHODS}
+    metrics = {method: score(method, graph, params) for method, params in calibrated.items()}
+    row["method"] = max(metrics, key=lambda method: metrics[method])
+    row["ptq"] = metrics[row["method"]]
+    params = calibrated[row["method"]]
+    row |= _repaired(graph, params, row["ptq"], _first(graph, scored), score)
+    row |= _partial(scored, model, rules, engine, plan.target)
+    row |= _trained(graph, params, scored, TRAININGS.get(name, UNLABELLED), score)
+    return row | {"drops": intervals, "minutes": round((time.perf_counter() - start) / 60, 2)}
+
+
+def _first(graph: Graph, scored: Task) -> list[Any]:
+    """Some of the calibration data, for repairs."""
+    found: list[Any] = []
+    for batch in scored.calibration():
+        if sum(samples(graph, other) for other in found) < REPAIR_SAMPLES:
+            found.append(batch)
+    return found
+
+
+def _repaired(graph: Graph, params: Params, ptq: float, batches: list[Any], score: Any) -> dict[str, Any]:
+    """{"repairs": metric of those that were kept, "kept", "each": {repair: metric of it alone}}."""
+    alone: dict[str, float] = {}
+    best, kept, state = ptq, [], (graph, params)
+    for name in octavo.REPAIRS:
+        found = octavo.repair(graph, params, batches, [name])
+        alone[name] = score(name, *found)
+        together = octavo.repair(*state, batches, [name]) if kept else found
+        metric = score(f"{' + '.join([*kept, name])}", *together) if kept else alone[name]
+        if metric > best:
+            best, state = metric, together
+            kept.append(name)
+    return {"repairs": best, "kept": kept, "each": alone}
+
+
+def _partial(scored: Task, model: Any, rules: list[Rule], engine: str, target: Any) -> dict[str, Any]:
+    """{"partial": metric, "kept_float": layers} of the smallest set in float within 1 %, without repairs."""
+    from octavo.workflow import rungs  # noqa: PLC0415 (only its table is needed, without one row)
+
+    table = rungs.RUNGS
+    rungs.RUNGS = {name: rung for name, rung in table.items() if name in ("ptq", "partial")}
+    try:
+        with TemporaryDirectory() as out:
+            result = octavo.quantize(
+                model,
+                calibration=scored.calibration(),
+                evaluate=lambda network: scored.score(scored.predict(network)),
+                example=scored.example,
+                dynamic_axes=scored.dynamic_axes,
+                rules=rules,
+                target=target,
+                engine=engine,
+                max_drop=MAX_DROP,
+                out=out,
+                progress=False,
+            )
+    finally:
+        rungs.RUNGS = table
+    return {"partial": result.metric, "kept_float": list(result.kept_float), "met": result.met}
+
+
+def _trained(graph: Graph, params: Params, scored: Task, training: Training, score: Any) -> dict[str, Any]:
+    """{"qat": metric, "qat_minutes"}."""
+    start = time.perf_counter()
+    found = octavo.finetune(
+        graph,
+        params,
+        train=training.batches(scored),
+        loss=training.loss,
+        schedule=training.schedule,
+        optimizer=training.optimizer,
+    )
+    minutes = round((time.perf_counter() - start) / 60, 2)
+    losses = [epoch.loss for epoch in found.history.epochs[1:]]
+    return {"qat": score("trained", found.graph, found.params), "qat_minutes": minutes, "losses": losses}
+
+
+def main(
+    out: Annotated[Path | None, typer.Option("--json", help="Where to write the record, after every network.")] = None,
+    networks: Annotated[str, typer.Option(help="Some of the cases, as NAME or NAME:BITS.")] = "",
+) -> None:
+    """Measure every case, and write the record."""
+    asked = [name for name in networks.split(",") if name]
+    rows = json.loads(out.read_text())["rows"] if out is not None and out.exists() and asked else []
+    for name, weights, activations in CASES:
+        if not asked or name in asked or f"{name}:{weights}" in asked:
+            torch.manual_seed(0)
+            row = measure(name, weights, activations)
+            same = [(name, weights), *[]]
+            rows = [old for old in rows if (old["network"], old["weight_bits"]) not in same] + [row]
+            if out is not None:
+                record = {"rows": rows, "machine": machine(), "versions": versions()}
+                out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for row in rows:
+        CONSOLE.print(
+            {key: row[key] for key in ("network", "weight_bits", "float", "ptq", "repairs", "partial", "qat")}
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

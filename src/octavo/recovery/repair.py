@@ -1,0 +1,110 @@
+"""Repairs before training: better parameters for the same function. Each is (graph, params, batches) → (graph, params).
+
+What is given stays as it is. Batches are unlabelled calibration data. None of them helps every network, so the recipe
+keeps a repair only if the metric says so.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.edit import is_constant
+from octavo.network.graph import Graph
+from octavo.recovery.adaround import learn_rounding
+from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
+from octavo.recovery.rescale import equalize, migrate
+
+Repair = Callable[[Graph, Params, Iterable[Any]], tuple[Graph, Params]]
+
+SHARES = tuple(0.30 + 0.05 * step for step in range(15))  # of a calibrated range that refinement tries: 0.3 … 1
+
+
+def correct_bias_analytically(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """Take the mean error of each layer's rounded weights, (W_q − W)·E[x], out of its bias (Nagel et al. 2019, §4.2).
+
+    E[x] is that of the float network: every layer is corrected for its own weights alone.
+    """
+
+    def fix(layer: Layer) -> None:
+        if layer.weight is not None:
+            layer.shift_bias(_mean_error(layer, layer.outputs(weights_only=True)))
+
+    return walk(graph, params, batches, fix)
+
+
+def correct_bias(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """Make each layer's mean output that of the float network, measured with all before it rounded and corrected."""
+
+    def fix(layer: Layer) -> None:
+        if layer.weight is not None:
+            layer.shift_bias(_mean_error(layer, layer.outputs()))
+
+    return walk(graph, params, batches, fix)
+
+
+def _mean_error(layer: Layer, outputs: list[Tensor]) -> Tensor:
+    """Mean of wanted − found per channel, float64 [channels], over everything else in all batches."""
+    axis, total, count = OUTPUT_AXIS[layer.name], torch.zeros(1, dtype=torch.float64), 0
+    for wanted, found in zip(layer.wanted(), outputs, strict=True):
+        error = (wanted.double() - found.double()).movedim(axis, 0).flatten(1)
+        total, count = total.to(error.device) + error.sum(1), count + error.shape[1]
+    return total / max(count, 1)
+
+
+def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """Shrink each activation's range, to the share in SHARES at which its first reader's output is nearest to float."""
+    seen: set[str] = set()
+
+    def fix(layer: Layer) -> None:
+        for source, name in layer.operation.quantizers.items():
+            if not is_constant(source) and name not in seen:
+                seen.add(name)
+                _refine(layer, name)
+
+    return walk(graph, params, batches, fix)
+
+
+def _refine(layer: Layer, name: str) -> None:
+    whole, wanted = layer.scales[name], layer.wanted()
+
+    def error(share: float) -> float:
+        layer.scales[name] = replace(whole, scale=whole.scale * share)
+        pairs = zip(wanted, layer.outputs(), strict=True)
+        return sum(float((want.double() - have.double()).square().sum()) for want, have in pairs)
+
+    errors = {share: error(share) for share in SHARES}
+    best = min(errors, key=lambda share: (errors[share], -share))
+    layer.scales[name] = replace(whole, scale=whole.scale * best)
+
+
+# In the order in which they are tried: those that change ranges before those that fit themselves to them.
+REPAIRS: Mapping[str, Repair] = {
+    "equalize": equalize,
+    "migrate": migrate,
+    "refine_ranges": refine_ranges,
+    "learn_rounding": learn_rounding,
+    "correct_bias": correct_bias,
+    "correct_bias_analytically": correct_bias_analytically,
+}
+
+
+def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable[str]) -> tuple[Graph, Params]:
+    """Every repair of `names`, one after the other.
+
+    batches  read once for each repair: a list or a loader
+    raises   QuantizationError for a name that is not in REPAIRS
+    """
+    for name in names:
+        if name not in REPAIRS:
+            raise QuantizationError(
+                asked=f"repair by {name!r}",
+                seen="there is no such repair",
+                remedy=f"choose from {', '.join(REPAIRS)}",
+            )
+        graph, params = REPAIRS[name](graph, params, batches)
+    return graph, params

@@ -1,0 +1,178 @@
+"""Repairs that move scale between tensors, channel by channel: the float function stays, the rounding changes."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.edit import attribute, emit, emit_parameter, is_constant
+from octavo.network.graph import Graph, clone
+from octavo.network.operations import OPERATIONS
+from octavo.network.plan import make_plan
+from octavo.recovery.stepwise import run
+
+aten = torch.ops.aten
+
+LINEAR, SWEEPS, SETTLED = aten.linear.default, 20, 1e-3
+CONVOLUTIONS = {operator for operator, row in OPERATIONS.items() if row.name.startswith("conv") and "_" not in row.name}
+# Between two layers: what multiplying a channel by a positive number passes through.
+EQUIVARIANT = {
+    aten.relu.default, aten.leaky_relu.default, aten.max_pool1d.default, aten.max_pool2d.default,
+    aten.avg_pool1d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+    aten.contiguous.default, aten.clone.default,
+}  # fmt: skip
+LARGEST = 100.0  # a channel is not moved further than by this factor, nor by one over it
+SHARE = 0.5  # α: how much of an outlier's size goes into the weights (Xiao et al. 2023, eq. 4)
+
+
+def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """Give each channel between two layers the same range in both weights (Nagel et al. 2019, §4.1).
+
+    W₁ᵢ / sᵢ and W₂ᵢ · sᵢ with sᵢ = √(max|W₁ᵢ| / max|W₂ᵢ|), where ReLU, a leaky one, or pooling alone lies between. A
+    ReLU6 is not passed: its 6 would have to move too.
+    """
+    own = clone(graph)
+    pairs = list(_pairs(own))
+    for _ in range(SWEEPS):
+        moved = [_equalize(own, first, second) for first, second in pairs]
+        if max(moved, default=0.0) < SETTLED:
+            break
+    return _calibrated(own, params, batches) if pairs else (graph, params)
+
+
+def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
+    """Layers of which the second alone reads the first, channel for channel."""
+    for node in graph.module.graph.nodes:
+        if _is_layer(node):
+            reader = _only_reader(node)
+            while reader is not None and reader.target in EQUIVARIANT:
+                reader = _only_reader(reader)
+            alike = reader is not None and (node.target is LINEAR) == (reader.target is LINEAR)
+            if reader is not None and alike and _is_layer(reader) and _inputs_axis(graph, reader) is not None:
+                yield node, reader
+
+
+def _is_layer(node: Node) -> bool:
+    """Whether `node` is a convolution or linear with parameters of its own."""
+    if node.target not in CONVOLUTIONS | {LINEAR}:
+        return False
+    bias = node.args[2] if len(node.args) > 2 else None
+    parameters = [argument for argument in (node.args[1], bias) if argument is not None]
+    return all(_reads_alone(node, parameter) for parameter in parameters)
+
+
+def _reads_alone(node: Node, parameter: Any) -> bool:
+    if not is_constant(parameter):
+        return False
+    same = [other for other in node.graph.nodes if other.op == "get_attr" and other.target == parameter.target]
+    return [reader for other in same for reader in other.users] == [node]
+
+
+def _only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _inputs_axis(graph: Graph, layer: Node) -> int | None:
+    """The axis of its weight along which its inputs lie; None where groups mix several."""
+    if layer.target is LINEAR:
+        return 1
+    weight = _weight(graph, layer)
+    groups = layer.args[6] if len(layer.args) > 6 else 1
+    if groups == 1:
+        return 1
+    return 0 if weight.shape[1] == 1 and weight.shape[0] == groups else None
+
+
+def _equalize(graph: Graph, first: Node, second: Node) -> float:
+    """Move the scale of each channel between the two; by how much at most, as |ln s|."""
+    one, two = _weight(graph, first), _weight(graph, second)
+    axis = _inputs_axis(graph, second)
+    assert axis is not None
+    ranges = [one.flatten(1).abs().amax(1), two.movedim(axis, 0).flatten(1).abs().amax(1)]
+    dead = (ranges[0] == 0) | (ranges[1] == 0)
+    by = (ranges[0] / ranges[1]).sqrt().masked_fill(dead, 1.0).clamp(1 / LARGEST, LARGEST)
+    with torch.no_grad():
+        one.div_(_facing(by, one, 0))
+        two.mul_(_facing(by, two, axis))
+        if len(first.args) > 2 and isinstance(first.args[2], Node):
+            attribute(graph.module, first.args[2]).div_(by)
+    return float(by.log().abs().max())
+
+
+def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """Move outlying channels between a layer-norm and the linears that read it into their weights (Xiao et al. 2023).
+
+    sⱼ = max|xⱼ|^α / max|Wⱼ|^(1−α). The layer-norm's own parameters take 1 / s, where linears alone read it; elsewhere a
+    multiplication stands before the linears.
+    """
+    own = clone(graph)
+    norms = dict(_normalised(own))
+    largest = _largest_inputs(graph, {norm.name for norm in norms}, batches)
+    for norm, linears in norms.items():
+        weights = torch.stack([_weight(own, linear).abs().amax(0) for linear in linears]).amax(0)
+        by = (largest[norm.name] ** SHARE / weights ** (1 - SHARE)).masked_fill(weights == 0, 1.0)
+        by = by.masked_fill(largest[norm.name] == 0, 1.0).clamp(1 / LARGEST, LARGEST)
+        with torch.no_grad():
+            for linear in linears:
+                _weight(own, linear).mul_(by)
+        _divide(own, norm, linears, by)
+    own.module.graph.lint()
+    own.module.recompile()
+    return _calibrated(own, params, batches) if norms else (graph, params)
+
+
+def _normalised(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
+    """Every layer-norm over the last axis, and the linears that read it."""
+    for node in graph.module.graph.nodes:
+        if node.target is aten.layer_norm.default and len(node.args[1]) == 1:
+            linears = [user for user in node.users if user.target is LINEAR and _reads_alone(user, user.args[1])]
+            if linears:
+                yield node, linears
+
+
+def _divide(graph: Graph, norm: Node, linears: list[Node], by: Tensor) -> None:
+    """What the linears read of `norm` is divided by `by`."""
+    parameters = [argument for argument in norm.args[2:4] if argument is not None]
+    if len(linears) == len(norm.users) and parameters and all(_reads_alone(norm, one) for one in parameters):
+        with torch.no_grad():
+            for parameter in parameters:
+                attribute(graph.module, parameter).div_(by)  # type: ignore[arg-type]
+        return
+    first = min(linears, key=list(graph.module.graph.nodes).index)
+    inverse = emit_parameter(graph.module, first, f"{norm.name}_inverse", by.reciprocal())
+    divided = emit(first, aten.mul.Tensor, norm, inverse)
+    for linear in linears:
+        linear.replace_input_with(norm, divided)
+
+
+def _largest_inputs(graph: Graph, names: set[str], batches: Iterable[Any]) -> dict[str, Tensor]:
+    """{node: max|x| of each channel along the last axis} in the float network."""
+    largest: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for batch in batches:
+            for node, value in run(graph, batch).items():
+                if node.name in names:
+                    most = value.abs().flatten(0, -2).amax(0)
+                    largest[node.name] = torch.maximum(largest.get(node.name, most), most)
+    return largest
+
+
+def _calibrated(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+    """`graph`, whose values have other ranges now, with scales by the same method."""
+    plan = make_plan(graph, params.plan.rules, target=params.plan.target)
+    return graph, choose_params(graph, plan, observe(graph, plan, batches), params.method)
+
+
+def _weight(graph: Graph, layer: Node) -> Tensor:
+    weight = layer.args[1]
+    assert isinstance(weight, Node)
+    return attribute(graph.module, weight).detach()
+
+
+def _facing(by: Tensor, weight: Tensor, axis: int) -> Tensor:
+    sizes = [1] * weight.ndim
+    sizes[axis] = -1
+    return by.reshape(sizes)

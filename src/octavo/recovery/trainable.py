@@ -1,0 +1,208 @@
+"""The network that quantization-aware training trains, and what it has become afterwards (Wu et al. 2020, §5.2).
+
+    trainable(graph, params) ─▶ a module, trained by any loop ─▶ trained(graph, params, module)
+
+It is the simulation, whose rounding has the straight-through gradient: 1 inside the range, 0 outside. Ranges of
+activations are fixed at their calibrated values, as in the paper, or learned; ranges of weights follow the weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from octavo.errors import QuantizationError
+from octavo.network.batch_norm import fold_batch_norm
+from octavo.network.calibrate import Params
+from octavo.network.edit import attribute, copy_module
+from octavo.network.graph import Graph
+from octavo.network.insert import insert, place
+from octavo.network.origin import TRAINING, Origin, remember
+from octavo.network.plan import Plan, Quantizer, make_plan
+from octavo.network.simulate import FakeQuantize
+from octavo.numerics.affine import SMALLEST_SCALE, QParams, params_from_tensor, round_through
+from octavo.numerics.scheme import Scheme
+
+Weights = Literal["follow", "fixed"]
+Ranges = Literal["fixed", "learned"]
+
+aten = torch.ops.aten
+
+
+class FollowingWeight(nn.Module):
+    """Rounds a weight on the range that it has now: its maximum, per channel if the scheme is (§3.4)."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale, zero_point = _range_of(weight.detach(), self.scheme)
+        return round_through(weight, scale, zero_point, self.scheme)
+
+
+def _range_of(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Scale and zero-point as `params_from_tensor` chooses them; without its checks in the usual case."""
+    if not scheme.symmetric or scheme.block is not None:
+        params = params_from_tensor(weight, scheme)
+        return params.scale, params.zero_point
+    most = weight.float().abs()
+    most = most.amax() if scheme.axis is None else most.movedim(scheme.axis, 0).flatten(1).amax(1)
+    scale = (most / scheme.qmax).clamp(min=SMALLEST_SCALE).masked_fill(most == 0, 1.0)
+    return scale, torch.zeros_like(scale, dtype=torch.int32)
+
+
+class LearnedRange(nn.Module):
+    """Rounds on a scale that is a parameter: learned step size (Esser et al. 2020). The zero-point stays.
+
+    scale  float32 [1]; its gradient is divided by √(entries · qmax), so that it moves about as fast as a weight
+    """
+
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.scheme = params.scheme
+        self.scale = nn.Parameter(params.scale.reshape(1).clone())
+        self.register_buffer("zero_point", params.zero_point.reshape(1).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        slowing = (x.numel() * self.scheme.qmax) ** -0.5
+        scale = self.scale.abs().clamp(min=SMALLEST_SCALE)
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            x, scale, self.zero_point, self.scheme.qmin, self.scheme.qmax, slowing
+        )
+
+    def params(self) -> QParams:
+        """What it has learned."""
+        scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape([]).cpu()
+        return QParams(scale=scale, zero_point=self.zero_point.reshape([]).int().cpu(), scheme=self.scheme)
+
+
+class LiveBatchNorm(nn.Module):
+    """A batch-norm that follows the statistics of its batches; parameters and buffers are the user's."""
+
+    def __init__(self, momentum: float, epsilon: float) -> None:
+        super().__init__()
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.epsilon)
+
+
+def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed") -> GraphModule:
+    """A module called like the user's model, with the user's parameter names, to be trained by any loop.
+
+    weights  "follow": their ranges are their maximum at every step; "fixed": the calibrated ranges stay
+    ranges   of activations; "learned": scales are parameters under `quantizers`. The paper finds that learned ranges
+             are hardly better than calibrated ones that stay (§5.2)
+    """
+
+    def make(quantizer: Quantizer) -> nn.Module:
+        chosen = params.values[quantizer.name]
+        if quantizer.constant and weights == "follow":
+            return FollowingWeight(quantizer.scheme)
+        learned = not quantizer.constant and ranges == "learned"
+        return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(_device(graph))
+
+    module = insert(graph, params.plan, make)
+    _enliven(module)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return remember(module, Origin(graph=graph, params=params, engine=TRAINING))
+
+
+def _enliven(module: GraphModule) -> None:
+    """Make every batch-norm that `capture` kept a `LiveBatchNorm`."""
+    for index, node in enumerate(module.graph.nodes):
+        if node.target is aten.batch_norm.default:
+            x, weight, bias, mean, variance, _, momentum, epsilon, _ = node.args
+            module.add_submodule(f"batch_norms.{index}", LiveBatchNorm(momentum, epsilon))
+            with module.graph.inserting_before(node):
+                live = module.graph.call_module(f"batch_norms.{index}", (x, weight, bias, mean, variance))
+            live.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(live)
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def trained(graph: Graph, params: Params, module: nn.Module) -> tuple[Graph, Params]:
+    """(`graph` with the parameters that `module` has now, its scales); batch-norm folded. `graph` stays as it is.
+
+    module  what `trainable(graph, params)` returned
+    raises  QuantizationError if a batch-norm is to be folded into weights that share one scale
+    """
+    own = copy_module(graph.module)
+    state = module.state_dict()
+    own.load_state_dict({name: state[name] for name in own.state_dict()})
+    for name, parameter in own.named_parameters():
+        parameter.requires_grad_(graph.module.get_parameter(name).requires_grad)
+    found = replace(graph, module=own)
+    values = dict(params.values)
+    for index, quantizer in enumerate(params.plan.quantizers):
+        rounding = module.get_submodule(place(index, quantizer))
+        if isinstance(rounding, FollowingWeight):
+            weight = _weight(found, quantizer)
+            values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
+        elif isinstance(rounding, LearnedRange):
+            values[quantizer.name] = rounding.params()
+    return _folded(found, replace(params, values=MappingProxyType(values)))
+
+
+def _weight(graph: Graph, quantizer: Quantizer) -> Tensor:
+    (node,) = (node for node in graph.module.graph.nodes if node.name == quantizer.edges[0].source)
+    return attribute(graph.module, node)
+
+
+def _folded(graph: Graph, params: Params) -> tuple[Graph, Params]:
+    """With every batch-norm in its convolution: the same function, as each channel's scale grows with its weights."""
+    if all(node.target is not aten.batch_norm.default for node in graph.module.graph.nodes):
+        return graph, params
+    folded = replace(graph, module=copy_module(graph.module))
+    fold_batch_norm(folded.module)
+    plan = make_plan(folded, params.plan.rules, target=params.plan.target)
+    before = {quantizer.name: quantizer for quantizer in params.plan.quantizers}
+    _check_same(plan, before)
+    values = dict(params.values)
+    for quantizer in plan.quantizers:
+        if quantizer.constant:
+            old, new = _weight(graph, before[quantizer.name]), _weight(folded, quantizer)
+            if not torch.equal(old, new):
+                values[quantizer.name] = _grown(values[quantizer.name], old, new, quantizer.name)
+    return folded, replace(params, plan=plan, values=MappingProxyType(values))
+
+
+def _check_same(plan: Plan, before: Mapping[str, Quantizer]) -> None:
+    names = {quantizer.name for quantizer in plan.quantizers}
+    if names != before.keys():
+        raise QuantizationError(
+            asked="fold batch-norm after training",
+            seen="the folded network has other quantizers than the one that was trained",
+            remedy='capture it with batch_norm="fold"',
+            site=min(names ^ before.keys()),
+        )
+
+
+def _grown(params: QParams, old: Tensor, new: Tensor, name: str) -> QParams:
+    """`params` of `old`, for `new`, which is `old` with every channel multiplied by a number."""
+    scheme = params.scheme
+    if scheme.axis is None or not scheme.symmetric or scheme.block is not None:
+        raise QuantizationError(
+            asked="fold batch-norm after training",
+            seen=f"the weights are quantized as {scheme}: folding would change how they round",
+            remedy='quantize weights per channel and symmetrically, or capture with batch_norm="fold"',
+            site=name,
+        )
+    most = [w.detach().double().movedim(scheme.axis, 0).flatten(1).abs().amax(1).cpu() for w in (old, new)]
+    factor = torch.where(most[0] > 0, most[1] / most[0], torch.ones_like(most[0]))
+    scale = (params.scale.double() * factor).clamp(min=SMALLEST_SCALE).masked_fill(most[1] == 0, 1.0)
+    return replace(params, scale=scale.float())
+
+
+def _device(graph: Graph) -> str:
+    return str(next((p.device for p in graph.module.parameters()), "cpu"))

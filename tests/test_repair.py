@@ -1,0 +1,207 @@
+"""Repairs: the float function stays, the rounded one comes nearer to it, and what was given is not touched."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import EVERYTHING, Rule
+from octavo.network.simulate import simulate
+from octavo.recovery.adaround import learn_rounding
+from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
+from octavo.recovery.rescale import equalize, migrate
+
+LOW = [Rule(role="weight", bits=3), Rule("*", bits=5)]
+
+
+def parts(model, batches, rules=(EVERYTHING,), target="paper", by="max"):
+    graph = capture(model.eval(), batches[0])
+    plan = make_plan(graph, rules, target=target)
+    return graph, choose_params(graph, plan, observe(graph, plan, batches), by)
+
+
+def convolutional(**activation):
+    act = activation.get("act", nn.ReLU)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), act(), nn.Conv2d(8, 8, 3, padding=1, groups=8), act(), nn.Conv2d(8, 4, 1)
+    )
+
+
+def images(count=3):
+    return [torch.randn(4, 3, 8, 8) for _ in range(count)]
+
+
+class Encoder(nn.Module):
+    """Two linears behind a layer-norm that has an outlying channel; the norm is read by the residual too if `post`."""
+
+    def __init__(self, post: bool) -> None:
+        super().__init__()
+        self.post = post
+        self.norm, self.one, self.two = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(8, 16)
+        self.out = nn.Linear(16, 8)
+        with torch.no_grad():
+            self.norm.weight[2] = 40.0
+            self.one.weight[:, 2] /= 40
+            self.two.weight[:, 2] /= 40
+
+    def forward(self, x):
+        y = self.norm(x)
+        z = self.out(F.relu(self.one(y)) * self.two(y).sigmoid())
+        return y + z if self.post else x + z
+
+
+def error(found, batches, reference):
+    """Σ (float − rounded)² over the batches."""
+    rounded = simulate(*found)
+    with torch.no_grad():
+        return sum(float((rounded(x) - reference(x)).double().square().sum()) for x in batches)
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize("kind", ["convolutional", "pre", "post"])
+def test_nothing_that_is_given_changes(name, kind) -> None:
+    model = convolutional() if kind == "convolutional" else Encoder(kind == "post")
+    batches = images() if kind == "convolutional" else [torch.randn(4, 5, 8) for _ in range(3)]
+    graph, params = parts(model, batches, LOW)
+    before = {key: tensor.clone() for key, tensor in graph.module.state_dict().items()}
+    scales = {key: value.scale.clone() for key, value in params.values.items()}
+    code = str(graph.module.graph)
+    found = REPAIRS[name](graph, params, batches)
+    assert str(graph.module.graph) == code
+    assert all(torch.equal(tensor, before[key]) for key, tensor in graph.module.state_dict().items())
+    assert all(torch.equal(params.values[key].scale, scale) for key, scale in scales.items())
+    assert found[1].values.keys() >= params.values.keys()  # a norm and what is divided have a range each
+    simulate(*found)(batches[0])
+
+
+def test_equalize_gives_both_sides_the_same_range() -> None:
+    model = convolutional()
+    with torch.no_grad():
+        model[0].weight[1] *= 30
+        model[0].weight[4] = 0  # a dead channel
+    graph, params = parts(model, images())
+    found, _ = equalize(graph, params, images())
+    one, two, three = (found.module.get_parameter(f"{i}.weight").flatten(1).abs() for i in (0, 2, 4))
+    live = torch.arange(8) != 4
+    torch.testing.assert_close(one.amax(1)[live], two.amax(1)[live], rtol=0.02, atol=0)
+    torch.testing.assert_close(two.amax(1)[live], three.amax(0)[live], rtol=0.02, atol=0)
+    for x in images(2):
+        torch.testing.assert_close(found.module(x), graph.module(x), rtol=1e-3, atol=1e-4)
+
+
+def test_equalize_stops_at_relu6_and_at_what_others_read(network) -> None:
+    graph, params = parts(convolutional(act=nn.ReLU6), images())
+    assert equalize(graph, params, images()) == (graph, params)
+    shared = network(
+        lambda self, x: self.b(F.relu(self.a(x))) + self.c(self.a(x).relu()),
+        a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), c=nn.Conv2d(3, 3, 1),
+    )  # fmt: skip
+    graph, params = parts(shared, images())
+    assert equalize(graph, params, images()) == (graph, params)
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_migration_keeps_the_function_and_helps_with_outliers(post) -> None:
+    batches = [torch.randn(4, 5, 8) for _ in range(4)]
+    graph, params = parts(Encoder(post), batches, [Rule(role="input", bits=4), Rule("*")])
+    found = migrate(graph, params, batches)
+    multiplications = sum(node.target is torch.ops.aten.mul.Tensor for node in found[0].module.graph.nodes)
+    assert multiplications == (2 if post else 1)
+    for x in batches:
+        torch.testing.assert_close(found[0].module(x), graph.module(x), rtol=1e-3, atol=1e-3)
+    assert error(found, batches, graph) < error((graph, params), batches, graph)
+
+
+@pytest.mark.parametrize("correct", [correct_bias, correct_bias_analytically])
+def test_bias_correction_takes_the_mean_error_out(correct) -> None:
+    batches = [torch.randn(16, 6).abs() for _ in range(4)]
+    model = nn.Sequential(nn.Linear(6, 5, bias=False))
+    graph, params = parts(model, batches, [Rule(role="weight", bits=3), Rule("*")])
+
+    def mean_error(found):
+        with torch.no_grad():
+            return torch.cat([simulate(*found)(x) - graph(x) for x in batches]).mean(0).abs().max()
+
+    found = correct(graph, params, batches)
+    assert mean_error((graph, params)) > 1e-2
+    assert mean_error(found) < (1e-5 if correct is correct_bias else 5e-3)
+
+
+def test_measured_bias_correction_knows_of_earlier_layers() -> None:
+    graph, params = parts(convolutional(), batches := images(), LOW)
+    found = correct_bias(graph, params, batches)
+    with torch.no_grad():
+        means = torch.cat([simulate(*found)(x) - graph(x) for x in batches]).mean((0, 2, 3))
+    assert means.abs().max() < 1e-4
+
+
+def test_learned_rounding_stays_on_the_grid_and_comes_nearer() -> None:
+    batches = [torch.randn(32, 8) @ torch.randn(8, 8) for _ in range(2)]  # inputs that depend on each other
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    graph, params = parts(model, batches, [Rule(role="weight", bits=3), Rule("*")])
+    found = learn_rounding(graph, params, batches)
+    for name in ("0.weight", "2.weight"):
+        scale = params.values[name].scale[:, None]
+        old, new = (each.module.get_parameter(name).detach() / scale for each in (graph, found[0]))
+        assert torch.equal(found[1].values[name].scale, params.values[name].scale)
+        torch.testing.assert_close(new, new.round(), rtol=0, atol=1e-4)
+        assert (new - old).abs().max() < 1 + 1e-4
+        assert not torch.equal(new.round(), old.round())
+    assert error(found, batches, graph) < 0.9 * error((graph, params), batches, graph)
+
+
+def test_refined_ranges_come_nearer() -> None:
+    batches = [torch.randn(64, 8) for _ in range(2)]
+    for batch in batches:
+        batch[0, 0] = 60.0  # one value that takes most of a range of four bits
+    graph, params = parts(nn.Sequential(nn.Linear(8, 4)), batches, [Rule(role="input", bits=4), Rule("*")])
+    found = refine_ranges(graph, params, batches)
+    assert found[1].values["0.input"].scale <= params.values["0.input"].scale
+    assert error(found, batches, graph) <= error((graph, params), batches, graph)
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_layers_called_twice_tied_and_dead_ones(network, name) -> None:
+    layer = nn.Linear(6, 6)
+    dead = nn.Linear(6, 6)
+    nn.init.zeros_(dead.weight)
+    model = network(
+        lambda self, x: F.linear(self.dead(self.layer(torch.relu(self.layer(x)))), self.layer.weight),
+        layer=layer,
+        dead=dead,
+    )
+    batches = [torch.randn(4, 6), torch.zeros(1, 6)]
+    graph, params = parts(model, batches, LOW)
+    found = REPAIRS[name](graph, params, batches)
+    assert bool(torch.isfinite(simulate(*found)(batches[0])).all())
+
+
+def test_repair_runs_them_in_order_and_knows_their_names() -> None:
+    graph, params = parts(convolutional(), batches := images(), LOW)
+    found = repair(graph, params, batches, ["equalize", "refine_ranges", "correct_bias"])
+    assert error(found, batches, graph) < error((graph, params), batches, graph)
+    with pytest.raises(QuantizationError, match=r"'tape'.*equalize, migrate"):
+        repair(graph, params, batches, ["tape"])
+
+
+@pytest.mark.parametrize("act", [F.gelu, F.silu, F.mish, F.hardswish])
+@pytest.mark.parametrize("target", ["paper", "openvino"])
+def test_range_of_a_gelu_ends_at_ten(network, act, target) -> None:
+    model = network(lambda self, x: self.two(act(self.one(x))), one=nn.Linear(4, 8), two=nn.Linear(8, 2))
+    with torch.no_grad():
+        model.one.weight[0] = 50.0
+    batches = [torch.randn(64, 4)]
+    _, params = parts(model, batches, target=target)
+    scheme = params.values["two.input"].scheme
+    assert float(params.values["two.input"].scale) == pytest.approx(10 / scheme.qmax, rel=0.02)
+    (note,) = params.notes
+    assert "two.input" in note
+    assert "below zero" in note
+    quiet, _ = parts(model, [batches[0] / 100], target=target)[1], None
+    assert quiet.notes == ()
+    four = parts(model, batches, [Rule("*", bits=4)], target=target)[1]
+    assert four.notes == ()
