@@ -17,7 +17,7 @@ from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.search import Search
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Candidate, candidate_of, parts_of
+from octavo.workflow.trial import Candidate, candidate_of, parts_of, unfitted_of
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
@@ -137,7 +137,7 @@ def _sensitivities(search: Search, road: Road, start: Candidate) -> tuple[Sensit
 
     def measure() -> bytes:
         batches = list(islice(road.calibration, SENSITIVITY_BATCHES))
-        rows = exact(*parts_of(bench, replace(start, kept_float=())), batches)
+        rows = exact(*parts_of(bench, unfitted_of(start)), batches)
         return json.dumps([asdict(row) for row in rows]).encode()
 
     kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{start}-{_rules(search)}", measure)
