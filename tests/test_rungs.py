@@ -1,77 +1,202 @@
-"""The search for the smallest set of layers to leave in float, against exhaustive search."""
+"""The rungs of repairs and of training: what they try, what they keep, and that nothing is done twice."""
 
-import math
-import random
-from itertools import combinations
+import json
 
 import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
 
-from octavo.workflow.rungs import smallest_set
+import octavo
+from octavo import Rule, Schedule
+from octavo.cli import app
 
-
-class Works:
-    """Whether the losses of the layers left quantized stay within what is allowed; counts its calls."""
-
-    def __init__(self, losses: dict[str, float], allowed: float) -> None:
-        self.losses, self.allowed, self.calls = losses, allowed, []
-
-    def __call__(self, kept) -> bool:
-        self.calls.append(tuple(kept))
-        return sum(loss for layer, loss in self.losses.items() if layer not in kept) <= self.allowed
+FAST = {"engine": "simulation", "progress": False}
+THREE_BITS = [Rule(role="weight", bits=3), Rule("*", bits=4)]
 
 
-def ranked(losses: dict[str, float]) -> list[str]:
-    return sorted(losses, key=losses.__getitem__, reverse=True)
+class Case:
+    """A classifier with 1 where a network agrees with it, per sample; counts the networks that are scored."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
+        self.model = nn.Sequential(*layers).eval()
+        self.inputs = torch.randn(1000, 16)
+        self.targets = self.model(self.inputs).argmax(1)
+        self.calibration = [torch.randn(64, 16) for _ in range(4)]
+        self.calls = 0
+
+    def evaluate(self, network):
+        self.calls += 1
+        return (network(self.inputs).argmax(1) == self.targets).float()
 
 
-def exhaustive(works: Works) -> int:
-    names = list(works.losses)
-    return next(k for k in range(len(names) + 1) if any(works(kept) for kept in combinations(names, k)))
+class Training:
+    """Towards the float network, on unlabelled data; counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, module) -> None:
+        self.calls += 1
+        torch.manual_seed(1)
+        data = [torch.randn(64, 16) for _ in range(30)]
+        octavo.fit(
+            module,
+            train=data,
+            schedule=Schedule(epochs=4, learning_rate=3e-3),
+            optimizer=lambda parameters, rate: torch.optim.Adam(parameters, rate),
+            progress=False,
+        )
 
 
-@pytest.mark.parametrize("attempt", range(20))
-def test_with_losses_that_add_up_it_is_the_smallest_there_is(seed, attempt) -> None:
-    source = random.Random(seed + attempt)
-    losses = {f"layer{i}": source.expovariate(1.0) for i in range(12)}
-    allowed = source.uniform(0.05, 0.95) * sum(losses.values())
-    works = Works(losses, allowed)
-    found = smallest_set(ranked(losses), works, trims=12)
-    calls = len(works.calls)
-    assert works(found)
-    assert len(found) == exhaustive(works)
-    assert calls <= math.ceil(math.log2(12)) + 12
-    assert len(set(works.calls[:calls])) == calls, "nothing is asked twice"
+def quantize(case, **options):
+    return octavo.quantize(
+        case.model, calibration=case.calibration, evaluate=case.evaluate, **{**FAST, "rules": THREE_BITS, **options}
+    )
 
 
-@pytest.mark.parametrize("attempt", range(20))
-def test_a_wrong_ranking_is_mended_by_putting_layers_back(seed, attempt) -> None:
-    source = random.Random(seed + attempt)
-    losses = {f"layer{i}": 1.0 if i < 3 else 0.01 for i in range(16)}
-    order = ranked(losses)
-    order.insert(source.randrange(4, 9), order.pop(0))  # one of the three that matter is ranked too low
-    works = Works(losses, 0.2)
-    found = smallest_set(order, works, trims=12)
-    assert sorted(found) == ["layer0", "layer1", "layer2"]
+def rung(result, name):
+    return [trial for trial in result.trials if trial.rung == name]
 
 
-def test_none_where_even_one_quantized_layer_is_too_many() -> None:
-    works = Works(dict.fromkeys("abcdefgh", 1.0), 0.5)
-    assert smallest_set(list("abcdefgh"), works, trims=5) is None
-    assert len(works.calls) <= 3
+def test_a_repair_stays_only_where_the_metric_is_better_for_it() -> None:
+    result = quantize(Case())
+    best = max(rung(result, "ptq") + rung(result, "ptq_more"), key=lambda trial: trial.metric)
+    tried = rung(result, "repair")
+    assert [trial.repairs[-1] for trial in tried] == list(octavo.REPAIRS)
+    kept, metric = (), best.metric
+    for trial in tried:
+        assert trial.method == best.method
+        assert trial.repairs[:-1] == kept
+        if trial.metric > metric:
+            kept, metric = trial.repairs, trial.metric
+    assert metric > best.metric  # of six, some helped
+    assert "repair" in result.summary
 
 
-def test_a_single_layer_in_float() -> None:
-    works = Works({"a": 5.0, "b": 0.1, "c": 0.1}, 0.3)
-    assert smallest_set(["a", "b", "c"], works, trims=5) == ("a",)
+def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path) -> None:
+    case, training = Case(), Training()
+    result = quantize(case, train=training, out=tmp_path, max_drop=0.0)
+    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "partial", "train"]
+    (trial,) = rung(result, "train")
+    assert training.calls == 1
+    assert trial.trained
+    assert trial.kept_float == ()
+    whole = [other for other in result.trials if not other.kept_float and not other.trained]
+    assert trial.repairs == max(whole, key=lambda other: other.metric).repairs
+    assert trial.metric > max(other.metric for other in whole)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert [row["rung"] for row in record["rungs"]][-1] == "train"
+
+    calls = case.calls
+    again = quantize(case, train=training, out=tmp_path, max_drop=0.0)
+    assert training.calls == 1  # what training made is in the study
+    assert case.calls == calls
+    assert [other.metric for other in again.trials] == [other.metric for other in result.trials]
 
 
-@pytest.mark.parametrize("layers", [[], ["only"]])
-def test_a_network_of_one_layer_has_no_parts(layers) -> None:
-    assert smallest_set(layers, lambda kept: True, trims=5) is None
+def test_the_trained_network_is_what_is_returned(tmp_path) -> None:
+    case = Case()
+
+    def only_training_helps(network):
+        scores = case.evaluate(network)
+        return scores if case.calls in (1, 2) else scores * 0.5
+
+    def train(module) -> None:
+        Training()(module)
+        case.calls = 1  # the next network that is scored is the trained one
+
+    result = octavo.quantize(
+        case.model, calibration=case.calibration, evaluate=only_training_helps, train=train, rules=THREE_BITS, **FAST
+    )
+    best = max(result.trials, key=lambda trial: trial.metric)
+    if best.rung == "train":
+        x = case.inputs[:8]
+        state, trained = case.model.state_dict(), result.model.state_dict()
+        assert any(not torch.equal(state[name], trained[name]) for name in state if name in trained)
+        assert result.model(x).shape == (8, 5)
+    else:
+        pytest.fail(f"{best.rung} was best")
 
 
-def test_attempts_to_put_layers_back_are_limited() -> None:
-    works = Works(dict.fromkeys(map(str, range(32)), 1.0), 8.0)
-    found = smallest_set(list(works.losses), works, trims=3)
-    assert len(found) == 24
-    assert len(works.calls) == 5 + 3
+def test_without_train_there_is_no_such_trial() -> None:
+    result = quantize(Case(), max_drop=0.0)
+    assert not rung(result, "train")
+    assert "train" not in [row.rung for row in result.rungs if row.trials]
+
+
+def test_training_that_diverges_is_a_trial_with_an_error() -> None:
+    def train(module) -> None:
+        octavo.fit(
+            module,
+            train=[torch.randn(64, 16)],
+            loss=lambda outputs, batch: outputs.sum() * float("nan"),
+            schedule=Schedule(epochs=1, learning_rate=1.0),
+            progress=False,
+        )
+
+    result = quantize(Case(), train=train, max_drop=0.0)
+    (trial,) = rung(result, "train")
+    assert "the loss of batch 0 in epoch 1 is nan" in trial.error
+    assert not result.met
+    assert result.metric == max(other.metric for other in result.trials if other.error is None)
+
+
+def test_training_that_breaks_off_loses_nothing_that_was_measured(tmp_path) -> None:
+    case, training = Case(), Training()
+
+    def broken(module) -> None:
+        raise RuntimeError("no disk space left")
+
+    with pytest.raises(RuntimeError, match="no disk space left"):
+        quantize(case, train=broken, out=tmp_path, max_drop=0.0)
+    calls = case.calls
+    result = quantize(case, train=training, out=tmp_path, max_drop=0.0)
+    assert case.calls == calls + 1
+    assert rung(result, "train")
+
+
+RECIPE = """
+import torch
+import octavo
+from torch import nn
+
+torch.manual_seed(0)
+layers = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5)]
+NETWORK = nn.Sequential(*layers).eval()
+INPUTS = torch.randn(1000, 16)
+TARGETS = NETWORK(INPUTS).argmax(1)
+
+
+def model():
+    return NETWORK
+
+
+def calibration():
+    return [torch.randn(64, 16) for _ in range(4)]
+
+
+def evaluate(network):
+    return (network(INPUTS).argmax(1) == TARGETS).float()
+
+
+def train(module):
+    octavo.fit(module, train=calibration(), schedule=octavo.Schedule(epochs=2, learning_rate=1e-3))
+
+
+def options():
+    return {"rules": [octavo.Rule(role="weight", bits=3), octavo.Rule("*", bits=4)]}
+"""
+
+
+def test_a_recipe_that_trains(tmp_path) -> None:
+    recipe = tmp_path / "trains.py"
+    recipe.write_text(RECIPE)
+    out = tmp_path / "out"
+    arguments = ["run", recipe, "--max-drop", "0%", "--engine", "simulation", "--out", out]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    record = json.loads((out / "result.json").read_text())
+    assert [row["rung"] for row in record["rungs"]] == ["ptq", "ptq_more", "repair", "partial", "train"], result.output
+    assert record["trials"][-1]["trained"]
