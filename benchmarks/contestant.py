@@ -153,7 +153,7 @@ def gemm_peak(_: Path) -> Run:
 CONTESTANTS: dict[str, tuple[str, Callable[[Path], Run]]] = {
     "octavo openvino": ("ours", lambda folder: octavo(folder, "openvino", "openvino", threads=THREADS)),
     "octavo inductor": ("ours", lambda folder: octavo(folder, "inductor", "onednn")),
-    "octavo onnxruntime": ("ours", lambda folder: octavo(folder, "onnxruntime", "tensorrt", threads=THREADS)),
+    "octavo onnxruntime": ("ours", lambda folder: octavo(folder, "onnxruntime", "onnxruntime", threads=THREADS)),
     "nncf openvino int8": ("peer", nncf_openvino),
     "onnxruntime int8": ("peer", onnxruntime_static),
     "torchao pt2e int8": ("peer", torchao_pt2e),

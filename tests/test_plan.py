@@ -10,7 +10,7 @@ from octavo.network.graph import capture
 from octavo.network.operations import OPERATIONS, VALUE_PRESERVING, preserves_values
 from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
-from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_named
+from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_for, target_named
 from octavo.numerics import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
 
 aten = torch.ops.aten
@@ -361,12 +361,14 @@ IDENTITY = {
     "paper": {"add.lhs": {"conv2d_1"}, "add.rhs": {"x"}},
     "tensorrt": {"add.rhs": {"x"}},
     "openvino": {"add.rhs": {"x"}},
+    "onnxruntime": {"add.rhs": {"x"}},
     "onednn": {},
 }
 DOWNSAMPLING = {
     "paper": {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}},
     "tensorrt": {"add.rhs": {"conv2d"}},  # the convolution computed last is fused with the addition
     "openvino": {"add.rhs": {"conv2d"}},
+    "onnxruntime": {"add.rhs": {"conv2d"}},
     "onednn": {},
 }
 
@@ -400,6 +402,7 @@ def test_transformer_block(transformer) -> None:
     expected = {
         "paper": ["add.lhs", "add.rhs", "add@1.lhs", "add@1.rhs"],
         "openvino": [],  # a linear's sum goes to a layer-norm in float
+        "onnxruntime": [],
         "tensorrt": [],
         "onednn": [],
     }
@@ -537,7 +540,7 @@ def test_weights_along_an_inner_axis_raise() -> None:
 
 def test_unknown_target_lists_the_known_ones() -> None:
     with pytest.raises(
-        QuantizationError, match="'abacus', but the known targets are paper, tensorrt, openvino, onednn"
+        QuantizationError, match="'abacus', but the known targets are paper, tensorrt, openvino, onnxruntime, onednn"
     ):
         target_named("abacus")
 
@@ -578,6 +581,14 @@ def test_coverage_of_sites_without_a_rule() -> None:
     plan = planned(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), rows, Rule("0"))
     assert [(kept.site, kept.reason) for kept in plan.coverage.kept_float] == [("1", "no rule matches its input")]
     assert (plan.coverage.quantized, plan.coverage.total) == (1, 2)
+
+
+def test_every_engine_has_the_target_that_it_runs_best() -> None:
+    engines = ("openvino", "onnxruntime", "inductor", "reference", "simulation")
+    assert [target_for(name).name for name in engines] == ["openvino", "onnxruntime", "onednn", "paper", "paper"]
+    plan = make_plan(capture(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), rows), target="onnxruntime")
+    schemes = [quantizer.scheme for quantizer in plan.quantizers if "input" in quantizer.name]
+    assert all(not scheme.signed and not scheme.symmetric for scheme in schemes)
 
 
 def test_recurrent_layers_are_quantized_or_named() -> None:

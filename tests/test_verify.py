@@ -10,6 +10,7 @@ import octavo
 from octavo.engines import available
 from octavo.engines.reference import compile_reference
 from octavo.errors import QuantizationError
+from octavo.network.target import target_for
 from octavo.recovery.evaluate import paired_interval
 from octavo.workflow.verify import returning_sites
 from octavo.zoo import task
@@ -118,7 +119,6 @@ def test_the_simulation_says_what_it_is_for(calibrated):
 
 # ---- the promise of docs/engines.md, on every network that there are data for
 
-TARGETS = {"inductor": "onednn", "onnxruntime": "tensorrt"}
 # {engine: (decibels nearer to the simulation than that is to float, points of the metric, samples that may flip)}.
 # ONNX Runtime rounds in more places than the plan says; one sample of EfficientNet's 450 is 0.22 points.
 PROMISES = {"openvino": (10, 0.1, 2), "inductor": (10, 0.1, 2), "onnxruntime": (5, 0.2, 3)}
@@ -134,7 +134,7 @@ def test_the_promise(name, engine):
     except QuantizationError as error:
         pytest.skip(f"the labelled data are absent: {error.seen}")
     graph = octavo.capture(scored.build(), scored.example, dynamic_axes=scored.dynamic_axes)
-    plan = octavo.make_plan(graph, target=TARGETS.get(engine, engine))
+    plan = octavo.make_plan(graph, target=target_for(engine))
     stats = octavo.observe(graph, plan, scored.calibration())
     params = octavo.choose_params(graph, plan, stats, "entropy")
     simulated, network = octavo.simulate(graph, params), octavo.compile(graph, params, engine=engine)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from octavo.errors import QuantizationError
-from octavo.numerics.scheme import INT8, INT8_PER_CHANNEL, Scheme
+from octavo.numerics.scheme import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
 
 # Activations saturate at −128, as QuantizeLinear does; the paper's −127 would need a clip before it.
 INT8_FULL = Scheme(full_range=True)
@@ -54,6 +54,14 @@ TARGETS: dict[str, Target] = {
             },
         ),
         Target(
+            name="onnxruntime",
+            activation=AFFINE_UINT8,  # its x86 kernels multiply uint8 by int8; signed activations run 1.5 to 3 x slower
+            float_operations={
+                "lstm": "ONNX Runtime computes recurrent layers in floating point; the weights are stored in int8",
+                "gru": "ONNX Runtime computes recurrent layers in floating point; the weights are stored in int8",
+            },
+        ),
+        Target(
             name="onednn",
             nonnegative=UINT8,
             residual="none",
@@ -64,6 +72,11 @@ TARGETS: dict[str, Target] = {
         ),
     )
 }
+
+
+def target_for(engine: str) -> Target:
+    """The target whose networks run best on `engine`; for the simulation and the reference, the paper's."""
+    return TARGETS.get({"inductor": "onednn"}.get(engine, engine), TARGETS["paper"])
 
 
 def target_named(name: str) -> Target:

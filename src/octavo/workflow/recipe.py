@@ -26,7 +26,7 @@ from octavo.network.graph import Graph, capture, network_inputs
 from octavo.network.plan import Plan, make_plan
 from octavo.network.ranks import by_first, is_first
 from octavo.network.rule import EVERYTHING, Rule
-from octavo.network.target import TARGETS, Target
+from octavo.network.target import Target, target_for
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.recovery.stepwise import samples
 from octavo.workflow.cluster import measured_on
@@ -87,7 +87,7 @@ def quantize(
     engine = engine_named(engine)
     road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
     graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
-    plan = make_plan(graph, rules, target=target or TARGETS.get(engine, TARGETS["paper"]))
+    plan = make_plan(graph, rules, target=target or target_for(engine))
     with _folder(out) as folder:
         stats = _statistics(folder, graph, plan, batches, progress)
         some = by_first(lambda: _some(graph, batches))
