@@ -2,8 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+import octavo
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,9 +32,26 @@ def test_the_readme_example_runs_and_says_what_it_promises(
     assert float(sqnr) > 25
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_example_of_training_runs() -> None:
+    (code,) = examples("docs/recovery.md")
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/recovery.md", "exec"), found)
+    x = found["batches"][0]
+    assert octavo.sqnr_db(found["model"](x), found["int8"](x)) > 15
+
+
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "docs/layout.md", "docs/quantization.md", "docs/workflow.md", "docs/engines.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/layout.md",
+        "docs/quantization.md",
+        "docs/workflow.md",
+        "docs/engines.md",
+        "docs/recovery.md",
+    ],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
