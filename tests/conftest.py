@@ -4,6 +4,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, call_arguments, capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING
+from octavo.network.target import CPU_WEIGHT, Target, target_named
 
 # Compiled code of the tests goes beside, and not into, the user's own cache.
 os.environ.setdefault("OCTAVO_CACHE", str(Path(tempfile.gettempdir()) / f"octavo-tests-{os.getuid()}"))
@@ -28,6 +30,11 @@ def seed() -> int:
     print(f"OCTAVO_SEED={number}")
     torch.manual_seed(number)
     return number
+
+
+def runs_here(target: str | Target) -> Target:
+    """`target` with weights that this CPU multiplies without overflow: of 7 bits where it has no VNNI."""
+    return replace(target_named(target) if isinstance(target, str) else target, weight=CPU_WEIGHT)
 
 
 class Network(nn.Module):

@@ -154,3 +154,17 @@ def test_inductor_has_a_bfloat16_float_network(network, calibrated):
     assert rounded.dtype == torch.float32
     assert 30 < octavo.sqnr_db(exact, rounded) < 70
     assert octavo.sqnr_db(model(x), exact) > 100
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+@pytest.mark.parametrize(("bits", "overflows", "warned"), [(8, True, 1), (7, True, 0), (8, False, 0)])
+def test_weights_that_may_overflow_on_this_cpu_are_warned_of(bits, overflows, warned, monkeypatch, calibrated):
+    monkeypatch.setattr("octavo.engines.adds_int8_pairs_in_16_bits", lambda: overflows)
+    rules = [octavo.Rule(role="weight", bits=bits), octavo.Rule("*")]
+    graph, params = calibrated(torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), torch.randn(2, 8), rules)
+    with warnings.catch_warnings(record=True) as found:
+        octavo.compile(graph, params, engine="openvino")
+    assert len([w for w in found if "this CPU, which has no VNNI" in str(w.message)]) == warned
+    with warnings.catch_warnings(record=True) as found:
+        octavo.compile(graph, params, engine="reference")
+    assert not found

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import runs_here
 from octavo.engines import compile
 from octavo.engines.inductor import lowered
 from octavo.engines.native import compiler, load_kernels
@@ -212,7 +213,7 @@ def test_activations_of_any_scheme(name, scheme) -> None:
     model, example = CASES[name]
     graph = capture(model.eval(), example)
     rules = [Rule("*", role="weight"), Rule("*", scheme=scheme)]
-    plan = make_plan(graph, rules, target="paper")
+    plan = make_plan(graph, rules, target=runs_here("paper"))
     params = choose_params(graph, plan, observe(graph, plan, [example]))
     module, _ = lowered(graph, params)
     want, have = (torch.utils._pytree.tree_leaves(run(*example)) for run in (simulate(graph, params), module))

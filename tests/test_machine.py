@@ -32,3 +32,20 @@ def test_versions_leave_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatc
     found = versions()
     assert list(found) == ["python", "torch"]
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("avx2", True),
+        ("avx2 avx512f", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("avx2 avx512_vnni amx_int8", False),
+        ("asimddp i8mm", False),
+        ("", False),
+    ],
+)
+def test_which_cpus_add_pairs_in_16_bits(flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_cpu_lines", lambda: {"flags": flags})
+    assert machine_module.adds_int8_pairs_in_16_bits() is expected

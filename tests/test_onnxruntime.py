@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from conftest import runs_here
 from octavo.engines import available, compile
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
@@ -83,7 +84,7 @@ def assert_agrees(engine, reference, batch, fusion) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_what_the_simulation_says(calibrated, case, target, fusion) -> None:
     build, make, axes = CASES[case]
-    graph, params = calibrated(build(), make(4), target=target, dynamic_axes=axes)
+    graph, params = calibrated(build(), make(4), target=runs_here(target), dynamic_axes=axes)
     engine = compile(graph, params, engine="onnxruntime", threads=1, fusion=fusion)
     for batch in (1, 3):
         assert_agrees(engine, simulate(graph, params), make(batch), fusion)

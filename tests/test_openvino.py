@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from conftest import runs_here
 from octavo.engines import available, compile
 from octavo.engines.openvino import compile_openvino
 from octavo.errors import QuantizationError
@@ -43,7 +44,7 @@ def assert_agrees(engine, reference, batch) -> None:
 
 def prepared(model, example, rules=(EVERYTHING,), target="openvino", **capturing):
     graph = capture(model, example, **capturing)
-    plan = make_plan(graph, rules, target=target)
+    plan = make_plan(graph, rules, target=runs_here(target))
     return graph, choose_params(graph, plan, observe(graph, plan, [example]))
 
 

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import octavo
+from conftest import runs_here
 from octavo.engines.onnx import export_onnx
 from octavo.engines.tensorrt import RULES, violations
 from octavo.errors import QuantizationError
@@ -118,7 +119,7 @@ def test_axes_beyond_the_batch_are_dynamic_in_the_file(model, axes, captured, ot
     runtime = pytest.importorskip("onnxruntime")
     from octavo.engines.onnxruntime import INVALID  # noqa: PLC0415
 
-    graph, params = calibrated(model.eval(), torch.randn(captured), target="tensorrt", dynamic_axes=axes)
+    graph, params = calibrated(model.eval(), torch.randn(captured), target=runs_here("tensorrt"), dynamic_axes=axes)
     octavo.export(graph, params, tmp_path / "net.onnx")
     session = runtime.InferenceSession(tmp_path / "net.onnx", disabled_optimizers=INVALID)
     x = torch.randn(other)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import octavo
+from conftest import runs_here
 from octavo.engines import available
 from octavo.engines.reference import compile_reference
 from octavo.errors import QuantizationError
@@ -74,7 +75,7 @@ class Block(nn.Module):
 @pytest.mark.parametrize("engine", available())
 def test_every_site_of_every_engine_is_compared(engine, calibrated):
     target = {"inductor": "onednn", "onnxruntime": "tensorrt", "reference": "paper"}.get(engine, engine)
-    graph, params = calibrated(Block().eval(), torch.randn(2, 6, 32), target=target)
+    graph, params = calibrated(Block().eval(), torch.randn(2, 6, 32), target=runs_here(target))
     simulated, network = octavo.simulate(graph, params), octavo.compile(graph, params, engine=engine)
     batches = [torch.randn(3, 6, 32), torch.randn(1, 6, 32)]
     found = octavo.verify(simulated, network, batches, sites=True)

@@ -24,6 +24,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def adds_int8_pairs_in_16_bits() -> bool:
+    """Whether int8 kernels of this CPU can overflow: x86 without VNNI multiplies by vpmaddubsw, which adds two products
+    u8 · s8 and saturates at 2¹⁵. Weights within ±63 are safe, since 2 · 255 · 63 < 2¹⁵; those of eight bits are not.
+    """
+    flags = set(machine()["flags"])
+    return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
 def _cpu_lines(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     if not path.is_file():
         return {}

@@ -1,5 +1,6 @@
 """Engines: a quantized network executed. Choose one by name through `compile`; all are called like the user's model."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -8,24 +9,28 @@ from typing import Any
 
 from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
+from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.origin import Origin, remember
 
 Compiled = Callable[..., Any]
+SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """Where the function that compiles for one engine is, and what must be there before it is imported.
 
-    compiler  whether it needs a C++ compiler
+    compiler   whether it needs a C++ compiler
+    vectorized  whether its products of integers are the CPU's own, with the CPU's limits
     """
 
     module: str
     function: str
     packages: tuple[str, ...] = ()
     compiler: bool = False
+    vectorized: bool = True
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -55,7 +60,7 @@ ENGINES: dict[str, Engine] = {
         function="compile_onnxruntime",
         packages=("onnx", "onnxscript", "onnxruntime"),
     ),
-    "reference": Engine(module="octavo.engines.reference", function="compile_reference"),
+    "reference": Engine(module="octavo.engines.reference", function="compile_reference", vectorized=False),
 }
 
 
@@ -69,6 +74,7 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
 
     params   None compiles the float network, where the engine can: the baseline to compare with
     options  go to the engine's own function, see there
+    warns    UserWarning if this CPU may overflow on weights of eight bits, as those without VNNI do
     raises   QuantizationError for an unknown engine, or one whose package is not installed
     """
     row = ENGINES.get(engine)
@@ -85,6 +91,20 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
             seen=seen,
             remedy=f"{remedy}, or choose one of {', '.join(available())}",
         )
+    if row.vectorized and params is not None and adds_int8_pairs_in_16_bits():
+        _warn_of_overflow(params)
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
     compiled = build(graph, params, **options)
     return remember(compiled, Origin(graph=graph, params=params, engine=engine))
+
+
+def _warn_of_overflow(params: Params) -> None:
+    wide = [q.name for q in params.plan.quantizers if q.constant and params.values[q.name].scheme.qmax > SAFE_WEIGHT]
+    if wide:
+        warnings.warn(
+            f"{wide[0]} and {len(wide) - 1} more weights have eight bits, and this CPU, which has no VNNI, adds pairs "
+            f"of int8 products in 16 bits: results may be wrong. Make the plan here for the engine's own target, whose "
+            f"weights have seven bits on such a CPU; or compare with octavo.verify",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from octavo.errors import QuantizationError
+from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.numerics.scheme import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
 
 # Activations saturate at −128, as QuantizeLinear does; the paper's −127 would need a clip before it.
 INT8_FULL = Scheme(full_range=True)
 UINT8 = Scheme(signed=False)
+# Of the engines that run on this CPU: where pairs of products are added in 16 bits, eight bits would overflow.
+CPU_WEIGHT = Scheme(bits=7, axis=0) if adds_int8_pairs_in_16_bits() else INT8_PER_CHANNEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             name="openvino",
+            weight=CPU_WEIGHT,
             nonnegative=UINT8,
             float_operations={
                 "lstm": "OpenVINO computes recurrent layers in floating point; the weights are stored in int8",
@@ -55,6 +59,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             name="onnxruntime",
+            weight=CPU_WEIGHT,
             activation=AFFINE_UINT8,  # its x86 kernels multiply uint8 by int8; signed activations run 1.5 to 3 x slower
             float_operations={
                 "lstm": "ONNX Runtime computes recurrent layers in floating point; the weights are stored in int8",
@@ -63,6 +68,7 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             name="onednn",
+            weight=CPU_WEIGHT,
             nonnegative=UINT8,
             residual="none",
             float_operations={

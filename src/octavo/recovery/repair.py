@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
@@ -76,7 +77,7 @@ def _refine(layer: Layer, name: str) -> None:
 
     def error(share: float) -> float:
         layer.scales[name] = replace(whole, scale=whole.scale * share)
-        pairs = zip(wanted, layer.outputs(), strict=True)
+        pairs = zip(tree_leaves(wanted), tree_leaves(layer.outputs()), strict=True)  # recurrent layers return tuples
         return sum(float((want.double() - have.double()).square().sum()) for want, have in pairs)
 
     errors = {share: error(share) for share in SHARES}
