@@ -19,6 +19,7 @@ from conftest import runs_here
 from octavo.engines import available, compile
 from octavo.engines.openvino import compile_openvino
 from octavo.errors import QuantizationError
+from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
 from octavo.network.plan import make_plan
@@ -193,8 +194,9 @@ def test_one_dimensional_and_transposed_convolutions(network) -> None:
     engine = compile_openvino(graph, params, threads=1)
     assert_agrees(engine, simulate(graph, params), torch.randn(3, 4, 32))
     executions = engine.executions()
+    in_float = ["up"] if adds_int8_pairs_in_16_bits() else []  # OpenVINO's transposed convolution needs AVX-512
     assert list(executions) == ["first", "up", "last"]
-    assert all(execution.on_integers for execution in executions.values())
+    assert [name for name, execution in executions.items() if not execution.on_integers] == in_float
 
 
 def test_a_grouped_transposed_convolution_falls_back_to_float_and_says_so(network) -> None:

@@ -164,6 +164,26 @@ def test_refined_ranges_come_nearer() -> None:
     assert error(found, batches, graph) <= error((graph, params), batches, graph)
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_refined_ranges_of_a_recurrent_layer_which_returns_a_tuple(network, layer) -> None:
+    model = network(
+        lambda self, x: self.head(self.layer(x)[0]), layer=layer(6, 8, batch_first=True), head=nn.Linear(8, 3)
+    )
+    x = torch.randn(16, 5, 6)
+    x[0, 0, 0] = 40.0  # one value that makes the range far too wide
+    graph = capture(model.eval(), x)
+    plan = make_plan(graph, [Rule("*", bits=4)], target="paper")
+    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
+    _, refined = refine_ranges(graph, params, [x])
+    (name,) = [q.name for q in plan.quantizers if not q.constant and q.name.startswith("layer")][:1]
+    assert refined.values[name].scale < params.values[name].scale
+
+    def error(values) -> float:
+        return float((simulate(graph, values)(x) - model(x)).square().sum())
+
+    assert error(refined) < error(params)
+
+
 @pytest.mark.parametrize("name", REPAIRS)
 def test_layers_called_twice_tied_and_dead_ones(network, name) -> None:
     layer = nn.Linear(6, 6)
