@@ -22,7 +22,7 @@ SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵
 class Engine:
     """Where the function that compiles for one engine is, and what must be there before it is imported.
 
-    compiler   whether it needs a C++ compiler
+    compiler    whether it needs a C++ compiler
     vectorized  whether its products of integers are the CPU's own, with the CPU's limits
     """
 
@@ -102,7 +102,7 @@ def _warn_of_overflow(params: Params) -> None:
     wide = [q.name for q in params.plan.quantizers if q.constant and params.values[q.name].scheme.qmax > SAFE_WEIGHT]
     if wide:
         warnings.warn(
-            f"{wide[0]} and {len(wide) - 1} more weights have eight bits, and this CPU, which has no VNNI, adds pairs "
+            f"{len(wide)} weights, {wide[0]} first, have eight bits, and this CPU, which has no VNNI, adds pairs "
             f"of int8 products in 16 bits: results may be wrong. Make the plan here for the engine's own target, whose "
             f"weights have seven bits on such a CPU; or compare with octavo.verify",
             UserWarning,
