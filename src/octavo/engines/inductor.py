@@ -72,10 +72,8 @@ def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execut
     for node in module.graph.nodes:
         lower(lowering, node)
     lowering.graph.set_codegen(module.graph._codegen)
-    result = GraphModule(module, lowering.graph)
-    result.graph.eliminate_dead_code()
-    result.recompile()
-    return result, lowering.executions
+    lowering.graph.eliminate_dead_code()
+    return GraphModule(module, lowering.graph), lowering.executions  # with the constants that are still read
 
 
 def _float(graph: Graph, precision: str) -> GraphModule:

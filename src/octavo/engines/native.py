@@ -1,4 +1,4 @@
-"""Octavo's own integer kernels, `kernels/int8.cpp`: compiled once on each machine, cached, loaded on demand."""
+"""Octavo's own integer kernels, `kernels/`: compiled once on each machine, cached, loaded on demand."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.errors import QuantizationError
 from octavo.machine import machine
 
-SOURCE = Path(__file__).with_name("kernels") / "int8.cpp"
+SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-w")
 LIBRARIES = (
     "-ltorch_cpu",
@@ -51,7 +51,7 @@ def load_kernels() -> None:
 
 def library() -> Path:
     """The compiled kernels; named after all that they depend on, so that a cache may be shared by machines."""
-    facts = (SOURCE.read_text(), FLAGS, torch.__version__, machine()["cpu"], machine()["flags"], compiler())
+    facts = ([path.read_text() for path in SOURCES], FLAGS, torch.__version__, machine()["cpu"], machine()["flags"], compiler())
     path = cache_folder() / f"int8-{sha256(repr(facts).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,9 @@ def _compile(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "int8.so"
         torch_folder = Path(torch.__file__).parent
+        units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
         headers = [f"-I{torch_folder / path}" for path in ("include", "include/torch/csrc/api/include")]
-        call = [command, *FLAGS, *headers, str(SOURCE), "-o", str(built), f"-L{torch_folder / 'lib'}", *LIBRARIES]
+        call = [command, *FLAGS, *headers, *units, "-o", str(built), f"-L{torch_folder / 'lib'}", *LIBRARIES]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["without a word"]
@@ -103,6 +104,20 @@ def _convolution(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, scales:
     return out.movedim(-1, 1)
 
 
+def _convolutions(x: Tensor, skip: Tensor | None, skip_scale: float, weights: list[Tensor], scales: list[Tensor],
+                  offsets: list[Tensor], geometry: list[int], to_float: bool) -> Tensor:  # fmt: skip
+    facts = len(geometry) // len(weights)
+    channels, height, width = x.shape[1:]
+    for at in range(0, len(geometry), facts):
+        _, channels, *sizes = geometry[at : at + facts]
+        kernel, stride, before, behind = (sizes[i : i + 2] for i in (0, 2, 4, 6))
+        height, width = (
+            (n + before[i] + behind[i] - kernel[i]) // stride[i] + 1 for i, n in enumerate((height, width))
+        )
+    dtype = torch.float32 if to_float else torch.uint8
+    return x.new_empty((x.shape[0], height, width, channels), dtype=dtype).movedim(-1, 1)
+
+
 def _matmul(left: Tensor, z_left: int, right: Tensor, z_right: int, scale: float) -> Tensor:
     return left.new_empty((*left.shape[:-1], right.shape[-1]), dtype=torch.float32)
 
@@ -119,6 +134,7 @@ def _attention(q: Tensor, z_q: int, k: Tensor, z_k: int, v: Tensor, z_v: int, bi
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "int8_linear": _linear,
     "int8_convolution": _convolution,
+    "int8_convolutions": _convolutions,
     "int8_matmul": _matmul,
     "int8_attention": _attention,
 }

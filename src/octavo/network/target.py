@@ -70,7 +70,7 @@ TARGETS: dict[str, Target] = {
             name="onednn",
             weight=CPU_WEIGHT,
             nonnegative=UINT8,
-            residual="none",
+            residual="skip",
             float_operations={
                 "lstm": "torch computes recurrent layers in floating point; the weights are stored in int8",
                 "gru": "torch computes recurrent layers in floating point; the weights are stored in int8",

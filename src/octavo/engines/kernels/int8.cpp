@@ -2,6 +2,7 @@
 //
 //     int8_linear, int8_convolution   oneDNN's, by way of torch's operators, with weights packed once and remembered
 //     int8_matmul, int8_attention     our own: torch has none for two activations
+//     int8_convolutions               our own, in convolution.cpp
 //
 // Operands are uint8 with a zero-point: real = scale · (u − z). Signed integers arrive shifted by 128. Inside, the left
 // operand stays unsigned and the right one becomes signed, r = u − 128, as the dot-product instructions want it:
@@ -30,22 +31,16 @@
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#include <immintrin.h>
-#define OCTAVO_VNNI 1
-#endif
+#include "vnni.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t LANES = 16;  // int32 sums in a vector register
 constexpr int64_t ROWS = 6;    // of the left operand in registers at once: 6 × 4 sums, 4 right vectors, 1 left: 29 of 32
 constexpr int64_t WIDE = 4;    // vectors of the right operand in registers at once
 constexpr int64_t BLOCK = 24;  // rows of scores kept in the cache between the two products of an attention
 constexpr int64_t IN_CACHE = 4096;  // of these scores, half of the nearest cache
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // The right operand [depth, columns], packed: four consecutive depths of one column stand side by side.
 struct Packed {
@@ -113,9 +108,6 @@ void pack(Packed& to, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int
 }
 
 #ifdef OCTAVO_VNNI
-// Unrolled by order: else GCC keeps the sums in memory, four times slower.
-#define UNROLLED _Pragma("GCC unroll 8")
-
 template <int rows, int wide>
 void tile(const uint8_t* left, int64_t stride, const Packed& right, int64_t column, int32_t* out, int64_t out_stride) {
   __m512i sum[rows][wide];
@@ -198,12 +190,6 @@ constexpr float LOG2_E = 1.44269504f;
 constexpr float LEAST = -100;  // of the exponents in a softmax: 2 to this is no weight, and one over it no infinity
 
 #ifdef OCTAVO_VNNI
-// The lanes below `count` of a vector that begins `at` lanes into a row.
-__mmask16 lanes(int64_t count, int64_t at) {
-  const int64_t left = count - at;
-  return left >= LANES ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-}
-
 // 2ᵗ for t ≤ 0, relative error 3e-6: 2ᶠ by a minimax polynomial, f = t − ⌊t⌋, times 2 to the ⌊t⌋. NaN, which is what
 // remains of −∞ − −∞ where everything is masked, counts as LEAST.
 __m512 power_of_two(__m512 t) {

@@ -2,7 +2,8 @@
 
     linear            oneDNN's, with packed int8 weights; bias, activation and the next rounding inside. Linears that
                       read the same integers (query, key and value) become one
-    convolution       oneDNN's, likewise
+    convolution       Octavo's own, `kernels/convolution.cpp`: several in a row, and the residual addition; where that
+                      does not apply, oneDNN's
     attention, matmul Octavo's own, `kernels/int8.cpp`
     embedding         rows of the int8 table, then scaled
     what moves values the same, on uint8
@@ -18,6 +19,7 @@ import torch
 from torch.fx import Node
 
 from octavo.engines.lowering.build import Lowering
+from octavo.engines.lowering.chain import chain
 from octavo.engines.lowering.convolution import convolution
 from octavo.engines.lowering.embedding import embedding
 from octavo.engines.lowering.linear import linear, matmul
@@ -27,11 +29,12 @@ from octavo.network.passes import CONVOLUTIONS
 
 aten = torch.ops.aten
 
-LOWERINGS: dict[Any, Callable[[Lowering, Node], bool]] = {
-    aten.linear.default: linear,
-    aten.matmul.default: matmul,
-    aten.embedding.default: embedding,
-    **dict.fromkeys(CONVOLUTIONS, convolution),
+# The kernels of each operation, the first that applies.
+LOWERINGS: dict[Any, tuple[Callable[[Lowering, Node], bool], ...]] = {
+    aten.linear.default: (linear,),
+    aten.matmul.default: (matmul,),
+    aten.embedding.default: (embedding,),
+    **dict.fromkeys(CONVOLUTIONS, (chain, convolution)),
 }
 
 
@@ -42,7 +45,7 @@ def lower(lowering: Lowering, node: Node) -> None:
     if lowering.site(node) is not None:
         lowering.values[node] = lowering.rounded(node)
         return
-    if node.target in LOWERINGS and LOWERINGS[node.target](lowering, node):
+    if any(kernel(lowering, node) for kernel in LOWERINGS.get(node.target, ())):
         return
     if preserves_values(node) and moved(lowering, node):
         return

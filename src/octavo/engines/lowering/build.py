@@ -101,6 +101,7 @@ class Lowering:
 
     values      {node of the planned graph: a node of the lowered one in float, `Integers`, or a `Weight`}
     attentions  {last product: the attention it completes}
+    chains      {a node of the lowered graph: the chain of convolutions that it calls}
     executions  {user's layer: how it runs} of every compute-heavy operation so far
     """
 
@@ -109,11 +110,12 @@ class Lowering:
         self.graph = FxGraph()
         self.values: dict[Node, Any] = {}
         self.attentions: dict[Node, Any] = {}
+        self.chains: dict[Node, Any] = {}
         self.executions: dict[str, Execution] = {}
 
-    def emit(self, operator: Callable[..., Any], *args: Any) -> Node:
-        """The new node `operator(*args)`; its arguments are of the lowered graph."""
-        return self.graph.call_function(operator, args)
+    def emit(self, operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """The new node `operator(*args, **kwargs)`; its arguments are of the lowered graph."""
+        return self.graph.call_function(operator, args, kwargs)
 
     def constant(self, tensor: Tensor) -> Node:
         """The new node that reads `tensor`, from here on a buffer of the module."""

@@ -1,54 +1,91 @@
-"""Convolutions on oneDNN's int8 kernel."""
+"""Convolutions: what they read, and oneDNN's int8 kernel for them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
-from octavo.engines.lowering.build import Lowering
+from octavo.engines.lowering.build import Integers, Lowering
 from octavo.engines.lowering.epilogue import clipped, epilogue, finish, operands, output
 from octavo.network.edit import shape
 
 aten = torch.ops.aten
 
 
-def convolution(lowering: Lowering, node: Node) -> bool:
-    """x [N, C, ...] with weight [O, C / groups, ...]; 1 or 2 axes of space."""
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution over 1 or 2 axes of space, on integers.
+
+    weight   int8 [outputs, inputs / groups, ...]
+    scales   float32 [outputs], of the weights
+    bias     float32 [outputs], or None
+    padding  before the first value of each axis
+    behind   behind the last
+    """
+
+    x: Integers
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    stride: list[int]
+    padding: list[int]
+    behind: list[int]
+    dilation: list[int]
+    groups: int
+
+
+def read(lowering: Lowering, node: Node) -> Convolution | None:
+    """The convolution `node`; None if no kernel can have it: its operands are not integers of the usual form, it has no
+    batch or is over volumes.
+    """
     x, weight = lowering.integers(node.args[0]), lowering.weight(node.args[1])
     scales = None if weight is None else weight.scales(0)
     bias = node.args[2] if len(node.args) > 2 else None
-    geometry = _geometry(node)
-    if x is None or weight is None or scales is None or geometry is None:
-        return False
-    if weight.real.ndim not in (3, 4) or len(shape(node)) != weight.real.ndim:  # no kernel for volumes, or no batch
-        return False
+    if x is None or weight is None or scales is None:
+        return None
+    if weight.real.ndim not in (3, 4) or len(shape(node)) != weight.real.ndim:
+        return None
     if bias is not None and lowering.tensor(bias) is None:
+        return None
+    stride, (padding, behind), dilation, groups = _geometry(node)
+    return Convolution(
+        x=x, weight=weight.integers(), scales=scales, bias=lowering.tensor(bias),
+        stride=stride, padding=padding, behind=behind, dilation=dilation, groups=groups,
+    )  # fmt: skip
+
+
+def convolution(lowering: Lowering, node: Node) -> bool:
+    """oneDNN's kernel, with the activation and the rounding inside; it pads both sides alike."""
+    it = read(lowering, node)
+    if it is None or it.padding != it.behind:
         return False
     end = epilogue(lowering, node, convolution=True)
     result = lowering.emit(
         torch.ops.octavo.int8_convolution.default,
-        *operands(lowering, x, weight.integers(), scales, lowering.tensor(bias)),
-        *geometry, *output(end), end.name, list(end.arguments),
+        *operands(lowering, it.x, it.weight, it.scales, it.bias),
+        it.stride, it.padding, it.dilation, it.groups, *output(end), end.name, list(end.arguments),
     )  # fmt: skip
     finish(lowering, end, clipped(lowering, result, end.grid))
     lowering.ran(node, "convolution", "onednn_i8")
     return True
 
 
-def _geometry(node: Node) -> tuple[list[int], list[int], list[int], int] | None:
-    """(stride, padding, dilation, groups); None for a padding that is not the same on both sides."""
+def _geometry(node: Node) -> tuple[list[int], tuple[list[int], list[int]], list[int], int]:
+    """(stride, (padding before, behind), dilation, groups); of an odd padding, the larger half is behind."""
     axes = len(shape(node.args[1])) - 2  # type: ignore[arg-type]
     defaults: list[Any] = [[1] * axes, [0] * axes, [1] * axes, 1]
     given = list(node.args[3:])
     stride, padding, dilation, groups = given + defaults[len(given) :]
     kernel = shape(node.args[1])[2:]  # type: ignore[arg-type]
     dilation = _each(dilation, axes)
-    if isinstance(padding, str):
-        totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-        if any(total % 2 for total in totals):
-            return None
-        padding = [total // 2 for total in totals]
-    return _each(stride, axes), _each(padding, axes), dilation, int(groups)
+    totals = [2 * pad for pad in _each(padding, axes)] if not isinstance(padding, str) else [
+        d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+    ]
+    before = [total // 2 for total in totals]
+    behind = [total - half for total, half in zip(totals, before, strict=True)]
+    return _each(stride, axes), (before, behind), dilation, int(groups)
 
 
 def _each(value: Any, axes: int) -> list[int]:
