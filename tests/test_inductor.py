@@ -248,7 +248,7 @@ def test_layers_left_in_float_are_said_to_be(rule) -> None:
     [
         (nn.Conv3d(2, 3, 3), torch.randn(1, 2, 5, 5, 5), "conv3d"),
         (nn.ConvTranspose2d(2, 3, 3), torch.randn(1, 2, 5, 5), "conv_transpose2d"),
-        (nn.Conv2d(2, 3, 2, padding="same"), torch.randn(1, 2, 5, 5), "conv2d"),
+        (nn.Conv2d(2, 3, 2, padding="same", dilation=3), torch.randn(1, 2, 5, 5), "conv2d"),
     ],
 )
 def test_operations_without_a_kernel_run_in_float_and_say_so(model, example, layer) -> None:

@@ -51,7 +51,14 @@ def load_kernels() -> None:
 
 def library() -> Path:
     """The compiled kernels; named after all that they depend on, so that a cache may be shared by machines."""
-    facts = ([path.read_text() for path in SOURCES], FLAGS, torch.__version__, machine()["cpu"], machine()["flags"], compiler())
+    facts = (
+        [path.read_text() for path in SOURCES],
+        FLAGS,
+        torch.__version__,
+        machine()["cpu"],
+        machine()["flags"],
+        compiler(),
+    )
     path = cache_folder() / f"int8-{sha256(repr(facts).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,9 +80,11 @@ def _geometry(node: Node) -> tuple[list[int], tuple[list[int], list[int]], list[
     stride, padding, dilation, groups = given + defaults[len(given) :]
     kernel = shape(node.args[1])[2:]  # type: ignore[arg-type]
     dilation = _each(dilation, axes)
-    totals = [2 * pad for pad in _each(padding, axes)] if not isinstance(padding, str) else [
-        d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
-    ]
+    totals = (
+        [2 * pad for pad in _each(padding, axes)]
+        if not isinstance(padding, str)
+        else [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    )
     before = [total // 2 for total in totals]
     behind = [total - half for total, half in zip(totals, before, strict=True)]
     return _each(stride, axes), (before, behind), dilation, int(groups)

@@ -1,8 +1,8 @@
 """The order in which `kernels/convolution.cpp` reads weights, scales and offsets.
 
 One dot-product instruction multiplies four unsigned bytes by four signed ones in each of sixteen lanes. Weights
-therefore lie [..., lane, 4]: a lane is an output channel, and the four are consecutive inputs of a dense convolution, or
-taps of a depthwise one. Channels come in blocks of 64, four vectors of sixteen.
+therefore lie [..., lane, 4]: a lane is an output channel, and the four are consecutive inputs of a dense convolution,
+or taps of a depthwise one. Channels come in blocks of 64, four vectors of sixteen.
 """
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 LANES, BLOCK, FOUR = 16, 64, 4
+SLIDES = (3, 5)  # widths of square windows whose columns stay in registers
 
-# Where the channels of a block lie, so that packing four vectors of int32 into one of bytes gives them in order: in each
-# quarter of vector v are channels 4v to 4v + 3 of that quarter's sixteen.
+# Where the channels of a block lie, so that packing four vectors of int32 into one of bytes gives them in order: in
+# each quarter of vector v are channels 4v to 4v + 3 of that quarter's sixteen.
 ORDER = torch.arange(BLOCK).reshape(FOUR, FOUR, FOUR).transpose(0, 1).reshape(BLOCK)
 
 
@@ -23,20 +24,22 @@ def pack_dense(weight: Tensor, factors: tuple[Tensor, Tensor], *, ordered: bool)
     factors  (scales, offsets), float32 [outputs]
     ordered  float32 comes out, whose channels lie in order; of bytes, those of a whole block are as in `ORDER`
     """
-    lines = weight.permute(2, 3, 1, 0).flatten(1, 2)  # [kernel h, kernel w · inputs, outputs]
-    height, depth, outputs = lines.shape
-    lanes = -outputs % LANES
-    lines = pad(lines, (0, lanes, 0, -depth % FOUR)).unflatten(1, (-1, FOUR)).transpose(2, 3)
-    columns = _columns(outputs + lanes, ordered)
-    blocks = [lines[:, :, part].flatten() for part in columns.split(BLOCK)]
-    scales, offsets = (pad(factor, (0, lanes))[columns] for factor in factors)
+    outputs, inputs, height, width = weight.shape
+    lanes = outputs + -outputs % LANES
+    lines = weight.permute(2, 3, 1, 0).reshape(height, width * inputs, outputs)
+    lines = pad(lines, (0, lanes - outputs, 0, -(width * inputs) % FOUR))
+    fours = lines.reshape(height, -1, FOUR, lanes).transpose(2, 3)
+    columns = _columns(outputs, lanes, ordered)
+    blocks = [fours[:, :, columns[first : first + BLOCK]].flatten() for first in range(0, lanes, BLOCK)]
+    scales, offsets = (pad(factor, (0, lanes - outputs))[columns] for factor in factors)
     return torch.cat(blocks), scales, offsets
 
 
-def _columns(outputs: int, ordered: bool) -> Tensor:
-    columns = torch.arange(outputs)
+def _columns(outputs: int, lanes: int, ordered: bool) -> Tensor:
+    """Which channel stands in which place."""
+    columns = torch.arange(lanes)
     whole = 0 if ordered else outputs // BLOCK * BLOCK
-    columns[:whole] = (columns[:whole].reshape(-1, BLOCK))[:, ORDER].flatten()
+    columns[:whole] = columns[:whole].reshape(-1, BLOCK)[:, ORDER].flatten()
     return columns
 
 
@@ -49,21 +52,21 @@ def pack_depthwise(weight: Tensor, factors: tuple[Tensor, Tensor]) -> tuple[Tens
     The last block is the last 64 channels, so it may repeat some of the one before.
     """
     channels, _, height, width = weight.shape
-    taps = torch.cat([weight.reshape(channels, -1), weight.new_zeros(channels, 1)], dim=1)  # the last tap is none
+    taps = pad(weight.reshape(channels, -1), (0, 1))  # the last one is none
     fours = taps[:, torch.tensor(_fours(height, width))]  # [channels, fours, 4]
     starts = [max(0, min(first, channels - BLOCK)) for first in range(0, channels, BLOCK)]
     block = torch.tensor(starts)[:, None] + ORDER  # [blocks, 64]
     present, block = block < channels, block.clamp(max=channels - 1)
     weights = fours[block] * present[:, :, None, None]
     scales, offsets = (factor[block] * present for factor in factors)
-    return weights.transpose(1, 2).flatten().to(torch.int8), scales.flatten(), offsets.flatten()
+    return weights.transpose(1, 2).flatten(), scales.flatten(), offsets.flatten()
 
 
 def _fours(height: int, width: int) -> list[list[int]]:
-    """The taps, four by four; −1 is none. In square windows, which slide, the first four of each column, then the rest."""
-    slides = height == width and width in (3, 5)
+    """The taps, four by four; −1 is none. In windows that slide, the first four of each column, then the rest."""
+    slides = height == width and width in SLIDES
     tall = min(FOUR, height) if slides else 0
-    found = [[y * width + x if y < tall else -1 for y in range(FOUR)] for x in range(width)] if slides else []
+    columns = [[y * width + x if y < tall else -1 for y in range(FOUR)] for x in range(width)] if slides else []
     rest = list(range(tall * width, height * width))
     rest += [-1] * (-len(rest) % FOUR)
-    return found + [rest[i : i + FOUR] for i in range(0, len(rest), FOUR)]
+    return columns + [rest[first : first + FOUR] for first in range(0, len(rest), FOUR)]
