@@ -362,14 +362,14 @@ IDENTITY = {
     "tensorrt": {"add.rhs": {"x"}},
     "openvino": {"add.rhs": {"x"}},
     "onnxruntime": {"add.rhs": {"x"}},
-    "onednn": {},
+    "onednn": {"add.rhs": {"x"}},
 }
 DOWNSAMPLING = {
     "paper": {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}},
     "tensorrt": {"add.rhs": {"conv2d"}},  # the convolution computed last is fused with the addition
     "openvino": {"add.rhs": {"conv2d"}},
     "onnxruntime": {"add.rhs": {"conv2d"}},
-    "onednn": {},
+    "onednn": {"add.rhs": {"conv2d"}},
 }
 
 
