@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from octavo.network.graph import Graph, call_arguments, capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING
 from octavo.network.target import CPU_WEIGHT, Target, target_named
+
+hypothesis.settings.register_profile("octavo", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("octavo")
 
 # Compiled code of the tests goes beside, and not into, the user's own cache.
 os.environ.setdefault("OCTAVO_CACHE", str(Path(tempfile.gettempdir()) / f"octavo-tests-{os.getuid()}"))

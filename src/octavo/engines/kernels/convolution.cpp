@@ -26,25 +26,25 @@ using at::Tensor;
 
 #ifdef OCTAVO_VNNI
 
-constexpr int64_t BLOCK = 64;           // channels whose results make one vector of bytes
+constexpr int64_t BLOCK = 64;            // channels whose results make one vector of bytes
 constexpr int64_t IN_CACHE = 384 << 10;  // bytes of lines between stages; the second nearest cache has 1 MiB or more
-constexpr int64_t SLACK = 64;           // bytes that may be read behind the lines
+constexpr int64_t SLACK = 64;            // bytes that may be read behind the lines
 
 struct Stage {
   bool depthwise;
   int64_t inputs, outputs;  // channels
   int64_t kernel_h, kernel_w, stride_h, stride_w;
   int64_t padding_h, padding_w, behind_h, behind_w;  // before the first row and column, and behind the last
-  int64_t zero;             // of what it reads: the value of padding
-  int64_t low, high;        // of what it writes
-  bool to_float;            // instead
+  int64_t zero;       // of what it reads: the value of padding
+  int64_t low, high;  // of the bytes that it writes
+  bool to_float;      // writes float32 instead
   const int8_t* weights;
   const float* scales;
   const float* offsets;
   int64_t height_in, width_in, height, width;  // of its images
 };
 
-// Rows of one image: row r begins at base + r · pitch; those there are count.
+// Rows of one image: row r begins at base + r · pitch.
 struct Rows {
   const uint8_t* base;
   int64_t pitch;
@@ -59,8 +59,7 @@ struct Skip {
 
 // ---- from sums to bytes
 
-// Sixteen channels of each vector lie so that packing them twice gives 64 in order: in each quarter of vector v are
-// channels 4v to 4v + 3 of that quarter's sixteen.
+// 64 channels in the order of `packing.ORDER`, in which packing them twice leaves them in their own.
 __m512i packed(const __m512 x[4], __m512i low, __m512i high) {
   __m512i q[4];
   UNROLLED for (int v = 0; v < 4; ++v) q[v] = _mm512_cvtps_epi32(x[v]);
@@ -116,7 +115,7 @@ void tile(const Stage& stage, const uint8_t* const* left, int64_t pitch, int64_t
   UNROLLED for (int i = 0; i < rows; ++i) {
     const int64_t at = (pixel + i) * stage.outputs + channel;
     if constexpr (wide == 4) {
-      if (!stage.to_float) {
+      if (!stage.to_float && channel + BLOCK <= stage.outputs) {
         if (skip.values != nullptr) {
           __m512i other[4];
           unpacked(_mm512_loadu_si512(skip.values + at), other);
