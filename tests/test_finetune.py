@@ -20,7 +20,9 @@ from octavo.network.graph import capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
-from octavo.recovery.finetune import Schedule, distance, divergence, finetune, fit, paper_schedule
+from octavo.recovery.finetune import finetune, fit
+from octavo.recovery.objective import distance, divergence
+from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import LearnedRange, trainable, trained
 
 THREE_BITS = [Rule("*", bits=3)]

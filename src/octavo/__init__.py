@@ -22,8 +22,10 @@ from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
-from octavo.recovery.finetune import Schedule, Trained, distance, divergence, finetune, fit
+from octavo.recovery.finetune import Trained, finetune, fit
+from octavo.recovery.objective import distance, divergence
 from octavo.recovery.repair import REPAIRS, repair
+from octavo.recovery.schedule import Schedule
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.deploy import choose_engine, compile, export
 from octavo.workflow.outcome import Result

@@ -10,13 +10,11 @@ several, in the precision it is told. Every epoch is on disk before the next sta
 """
 
 import itertools
-import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -25,8 +23,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from octavo.errors import QuantizationError
@@ -35,51 +32,12 @@ from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import TRAINING, Origin, origin_of
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
+from octavo.recovery.checkpoint import Checkpoint, Epoch, History, best_epoch
+from octavo.recovery.objective import Distance, Loss, Objective, distance
+from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import Ranges, Weights, trainable, trained
 
-EPOCHS, LEARNING_RATE, LAST = 0.1, 0.01, 0.01  # of the original epochs; of its rate; of the first rate (§5.2)
-
-Loss = Callable[[Any, Any], Tensor]  # (what the network returns, the batch) → a scalar
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]  # (parameters, learning rate)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast to train: from `learning_rate` along a cosine to `last` times it."""
-
-    epochs: int
-    learning_rate: float
-    last: float = LAST
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step number `step` of `steps`."""
-        way = step / max(steps - 1, 1)
-        return self.learning_rate * (self.last + (1 - self.last) * (1 + math.cos(math.pi * way)) / 2)
-
-
-def paper_schedule(original_epochs: float, original_lr: float) -> Schedule:
-    """What the paper derives from how the float network was trained; at least one epoch."""
-    return Schedule(epochs=max(1, round(EPOCHS * original_epochs)), learning_rate=LEARNING_RATE * original_lr)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch:
-    """One pass over the training data: its mean loss, and the metric after it (None without `evaluate`).
-
-    Number 0 is before any training, and has no loss.
-    """
-
-    number: int
-    loss: float | None
-    metric: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """Every epoch, and the number of the one that was kept: the best, not the last."""
-
-    epochs: tuple[Epoch, ...]
-    best: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,20 +54,6 @@ def sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimize
     return torch.optim.SGD(parameters, rate, momentum=0.9)
 
 
-def distance(outputs: Any, wanted: Any) -> Tensor:
-    """How far a network is from its float original: squared error over the original's mean square, tensor by tensor."""
-    pairs = [(y, t) for y, t in zip(tree_leaves(outputs), tree_leaves(wanted), strict=True) if t.is_floating_point()]
-    return torch.stack(
-        [F.mse_loss(y.float(), t.float()) / t.float().square().mean().clamp(min=1e-12) for y, t in pairs]
-    ).sum()
-
-
-def divergence(outputs: Any, wanted: Any) -> Tensor:
-    """Kullback-Leibler divergence of logits [N, ..., classes] from those of the float original (Hinton et al. 2015)."""
-    y, t = (tree_leaves(x)[0].float().flatten(0, -2).log_softmax(-1) for x in (outputs, wanted))
-    return F.kl_div(y, t, log_target=True, reduction="batchmean")
-
-
 def fit(
     module: nn.Module,
     *,
@@ -119,7 +63,7 @@ def fit(
     original_lr: float | None = None,
     schedule: Schedule | None = None,
     optimizer: MakeOptimizer = sgd,
-    distill: Callable[[Any, Any], Tensor] | None = None,
+    distill: Distance | None = None,
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     higher_is_better: bool = True,
     accelerator: Any = None,
@@ -155,7 +99,7 @@ def fit(
         module, optimizer([p for p in module.parameters() if p.requires_grad], schedule.learning_rate)
     )
     loader = accelerator.prepare(train) if isinstance(train, DataLoader) else _Share(train, accelerator)
-    objective, steps = _Objective(graph, loss, distill), len(loader)
+    objective, steps = Objective(graph, loss, distill), len(loader)
     run = torch.compile(ready) if compile else ready
 
     def metric() -> float | None:
@@ -164,7 +108,7 @@ def fit(
         )
 
     with _folder(out) as folder, _bar(schedule.epochs * steps, progress and is_first()) as advance:
-        checkpoint = _Checkpoint(folder, accelerator)
+        checkpoint = Checkpoint(folder, accelerator)
         history = checkpoint.load()
         if not history:
             history = [Epoch(number=0, loss=None, metric=metric())]
@@ -180,9 +124,9 @@ def fit(
                 advance(1, f"epoch {number} of {schedule.epochs}, loss {total / (index + 1):.4g}")
             mean = accelerator.reduce(torch.tensor(total / steps, device=accelerator.device), "mean").item()
             history.append(Epoch(number=number, loss=mean, metric=metric()))
-            checkpoint.save(history, best=_best(history, higher_is_better) == number)
+            checkpoint.save(history, best=best_epoch(history, higher_is_better) == number)
         checkpoint.load_best()
-    return History(epochs=tuple(history), best=_best(history, higher_is_better))
+    return History(epochs=tuple(history), best=best_epoch(history, higher_is_better))
 
 
 def finetune(
@@ -199,9 +143,7 @@ def finetune(
     return Trained(graph=graph, params=params, history=history)
 
 
-def _step(
-    run: Callable[..., Any], objective: "_Objective", batch: Any, maker: Any, accelerator: Any, *at: int
-) -> float:
+def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any, accelerator: Any, *at: int) -> float:
     """One batch forward, back, and one step of the optimizer; its loss."""
     args, kwargs = network_inputs(objective.graph, batch)
     with accelerator.autocast():
@@ -218,21 +160,6 @@ def _step(
     return float(value.item())
 
 
-class _Objective:
-    """What training makes small: the user's loss, the distance to the float network, or both."""
-
-    def __init__(self, graph: Graph, loss: Loss | None, distill: Callable[[Any, Any], Tensor] | None) -> None:
-        self.graph, self.loss, self.distill = graph, loss, distill
-
-    def __call__(self, outputs: Any, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        terms = [] if self.loss is None else [self.loss(outputs, batch)]
-        if self.distill is not None:
-            with torch.no_grad():
-                wanted = self.graph(*args, **kwargs)
-            terms.append(self.distill(outputs, wanted))
-        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
-
-
 class _Share:
     """The batches of this process among several, on its device: every one of them takes equally many."""
 
@@ -246,59 +173,6 @@ class _Share:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         for batch in itertools.islice(self.batches, rank, len(self) * ranks, ranks):
             yield tree_map(lambda x: x.to(self.accelerator.device) if isinstance(x, Tensor) else x, batch)
-
-
-class _Checkpoint:
-    """Every epoch on disk: `last` to resume from, `best` to return, each replaced whole."""
-
-    def __init__(self, folder: Path, accelerator: Any) -> None:
-        self.folder, self.accelerator = folder, accelerator
-
-    def load(self) -> list[Epoch]:
-        """The epochs so far; the state of training is as after the last of them."""
-        record = self.folder / "last" / "history.json"
-        if not record.exists() and (self.folder / "last-old").exists():  # killed between the two renames
-            record = self.folder / "last-old" / "history.json"
-        if not record.exists():
-            return []
-        self.accelerator.load_state(str(record.parent))
-        return [Epoch(**epoch) for epoch in json.loads(record.read_text())]
-
-    def save(self, history: list[Epoch], *, best: bool) -> None:
-        """Keep the state of training, and which epochs led to it."""
-        self.accelerator.wait_for_everyone()
-        part = self.folder / "part"
-        self.accelerator.save_state(str(part))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (part / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history]))
-            if best:
-                _replace(shutil.copytree(part, self.folder / "part-best", dirs_exist_ok=True), self.folder / "best")
-            _replace(part, self.folder / "last")
-        self.accelerator.wait_for_everyone()
-
-    def load_best(self) -> None:
-        """The state of training is as after the best epoch."""
-        self.accelerator.load_state(str(self.folder / "best"))
-        self.accelerator.wait_for_everyone()
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`; killed in between, one of them is there."""
-    aside = old.with_name(old.name + "-old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _best(history: list[Epoch], higher_is_better: bool) -> int:
-    """The number of the best epoch: by the metric, else by the loss; of equals the first."""
-    if all(epoch.metric is None for epoch in history):
-        return min(history, key=lambda epoch: math.inf if epoch.loss is None else epoch.loss).number
-    sign = 1 if higher_is_better else -1
-    return max(history, key=lambda epoch: -math.inf if epoch.metric is None else sign * epoch.metric).number
 
 
 def _origin(module: nn.Module) -> Origin:

@@ -1,0 +1,43 @@
+"""What training makes small: the user's loss, the distance to the float network, or both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from octavo.network.graph import Graph
+
+Loss = Callable[[Any, Any], Tensor]  # (what the network returns, the batch) → a scalar
+Distance = Callable[[Any, Any], Tensor]  # (outputs, the float network's outputs) → a scalar
+
+
+def distance(outputs: Any, wanted: Any) -> Tensor:
+    """How far a network is from its float original: squared error over the original's mean square, tensor by tensor."""
+    pairs = [(y, t) for y, t in zip(tree_leaves(outputs), tree_leaves(wanted), strict=True) if t.is_floating_point()]
+    return torch.stack(
+        [F.mse_loss(y.float(), t.float()) / t.float().square().mean().clamp(min=1e-12) for y, t in pairs]
+    ).sum()
+
+
+def divergence(outputs: Any, wanted: Any) -> Tensor:
+    """Kullback-Leibler divergence of logits [N, ..., classes] from those of the float original (Hinton et al. 2015)."""
+    y, t = (tree_leaves(x)[0].float().flatten(0, -2).log_softmax(-1) for x in (outputs, wanted))
+    return F.kl_div(y, t, log_target=True, reduction="batchmean")
+
+
+class Objective:
+    """The sum of `loss` and `distill`, of those that there are, for one batch."""
+
+    def __init__(self, graph: Graph, loss: Loss | None, distill: Distance | None) -> None:
+        self.graph, self.loss, self.distill = graph, loss, distill
+
+    def __call__(self, outputs: Any, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        terms = [] if self.loss is None else [self.loss(outputs, batch)]
+        if self.distill is not None:
+            with torch.no_grad():
+                wanted = self.graph(*args, **kwargs)
+            terms.append(self.distill(outputs, wanted))
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]

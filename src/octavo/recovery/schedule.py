@@ -1,0 +1,25 @@
+"""How long and how fast a fine-tuning trains: the paper's rule (Wu et al. 2020, §5.2)."""
+
+import math
+from dataclasses import dataclass
+
+EPOCHS, LEARNING_RATE, LAST = 0.1, 0.01, 0.01  # of the original epochs; of its rate; of the first rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast to train: from `learning_rate` along a cosine to `last` times it."""
+
+    epochs: int
+    learning_rate: float
+    last: float = LAST
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step number `step` of `steps`."""
+        way = step / max(steps - 1, 1)
+        return self.learning_rate * (self.last + (1 - self.last) * (1 + math.cos(math.pi * way)) / 2)
+
+
+def paper_schedule(original_epochs: float, original_lr: float) -> Schedule:
+    """What the paper derives from how the float network was trained; at least one epoch."""
+    return Schedule(epochs=max(1, round(EPOCHS * original_epochs)), learning_rate=LEARNING_RATE * original_lr)
