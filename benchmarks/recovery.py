@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import typer
 from rich.console import Console
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import octavo
 from octavo import Graph, Params, Rule, Schedule
@@ -34,7 +35,7 @@ from octavo.zoo.task import Batches
 
 CONSOLE = Console()
 MAX_DROP = 0.01
-REPAIR_SAMPLES = 64
+REPAIR_SAMPLES, REPAIR_BATCH = 64, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +164,13 @@ def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]
 
 
 def _first(graph: Graph, scored: Task) -> list[Any]:
-    """Some of the calibration data, for repairs."""
-    found: list[Any] = []
+    """REPAIR_SAMPLES of the calibration samples, REPAIR_BATCH at a time: learned rounding takes one batch a step."""
+    axis, found = graph.dynamic_axes[0], list[Any]()
     for batch in scored.calibration():
-        if sum(samples(graph, other) for other in found) < REPAIR_SAMPLES:
-            found.append(batch)
-    return found
+        for start in range(0, samples(graph, batch), REPAIR_BATCH):
+            size = min(REPAIR_BATCH, samples(graph, batch) - start)
+            found.append(tree_map(lambda x, start=start, size=size: x.narrow(axis, start, size), batch))
+    return found[: REPAIR_SAMPLES // REPAIR_BATCH]
 
 
 def _repaired(graph: Graph, params: Params, ptq: float, batches: list[Any], score: Any) -> dict[str, Any]:

@@ -42,6 +42,9 @@ struct Stage {
   const float* scales;
   const float* offsets;
   int64_t height_in, width_in, height, width;  // of its images
+
+  bool padded() const { return padding_h + padding_w + behind_h + behind_w > 0; }
+  bool pointwise() const { return !depthwise && !padded() && kernel_h * kernel_w * stride_h * stride_w == 1; }
 };
 
 // Rows of one image: row r begins at base + r · pitch.
@@ -170,8 +173,7 @@ void dense(const Stage& stage, const Rows& in, int64_t a, int64_t b, void* to, c
   const int64_t C = stage.inputs, run = round_up(stage.kernel_w * C, 4);
   Rows from = in;
   int64_t begin = a * stage.stride_h;  // of the first window, as a row of `from`
-  const int64_t padding = stage.padding_h + stage.padding_w + stage.behind_h + stage.behind_w;
-  if (stage.kernel_h * stage.kernel_w > 1 || padding > 0 || C % 4 != 0) {
+  if (stage.kernel_h * stage.kernel_w > 1 || stage.padded() || C % 4 != 0) {
     const int64_t first = begin - stage.padding_h, count = (b - 1 - a) * stage.stride_h + stage.kernel_h;
     const int64_t edge = stage.padding_w * C, middle = stage.width_in * C, behind = stage.behind_w * C;
     from.pitch = edge + middle + behind;
@@ -363,11 +365,11 @@ class Chain {
   std::vector<Lines>& lines_;
 };
 
-// How many output rows at a time, so that what lies between stages stays in the cache; strips of nearly equal height.
+// How many output rows at a time, so that what the stages read stays in the cache; strips of nearly equal height.
 int64_t strip_of(const std::vector<Stage>& stages, int64_t rows) {
   const auto bytes = [&](int64_t needed) {
     int64_t total = 0;
-    for (size_t i = stages.size(); i-- > 1;) {
+    for (size_t i = stages.size(); i-- > 0;) {
       needed = (needed - 1) * stages[i].stride_h + stages[i].kernel_h;
       total += needed * stages[i].width_in * stages[i].inputs;
     }
@@ -405,11 +407,15 @@ Tensor convolutions(const Tensor& x, const std::optional<Tensor>& skip, double s
     channels = stage.outputs;
     stages.push_back(stage);
   }
-  const int64_t N = x.size(0);
-  Tensor out = at::empty({N, height, width, channels}, x.options().dtype(to_float ? at::kFloat : at::kByte));
+  Tensor out = at::empty({x.size(0), height, width, channels}, x.options().dtype(to_float ? at::kFloat : at::kByte));
   const Tensor added = skip.has_value() ? in_order(*skip) : Tensor();
   TORCH_CHECK(!skip.has_value() || added.sizes() == out.sizes(), "int8 convolutions: the skip is not like the result");
   if (out.numel() == 0) return out.permute({0, 3, 1, 2});
+  int64_t N = x.size(0);
+  if (stages.size() == 1 && stages[0].pointwise()) {  // one tall image: weights are read once for several
+    stages[0].height_in = stages[0].height = height = N * height;
+    N = 1;
+  }
   // Images are shared out among the threads; rows, where there are fewer images or they do not go up.
   const int64_t threads = at::get_num_threads();
   const int64_t cut = N % threads == 0 || N >= 4 * threads ? 1 : std::min(threads, height), part = (height + cut - 1) / cut;
