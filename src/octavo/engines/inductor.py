@@ -31,6 +31,7 @@ from octavo.network.edit import attribute, copy_module, emit, emit_parameter, va
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.operations import operation
+from octavo.network.plan import layer_names
 
 
 def compile_inductor(
@@ -67,8 +68,7 @@ def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execut
     """(`graph` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
     load_kernels()
     module = insert(graph, params.plan, lambda q: Site(q, params.values[q.name]), own_parameters=False)
-    sites = (site for quantizer in params.plan.quantizers for site in quantizer.sites)
-    lowering = Lowering(module, {site.node: site.layer for site in sites})
+    lowering = Lowering(module, layer_names(graph, params.plan.target))
     for node in module.graph.nodes:
         lower(lowering, node)
     lowering.graph.set_codegen(module.graph._codegen)

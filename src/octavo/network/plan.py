@@ -94,6 +94,11 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
     return Plan(target=target, rules=tuple(rules), quantizers=_quantizers(chosen, target), coverage=coverage)
 
 
+def layer_names(graph: Graph, target: Target) -> dict[str, str]:
+    """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
+    return {site.node: site.layer for site, _ in _placed(graph, target)}
+
+
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
     """Every operand that `target` would quantize, with its site."""
     calls: Counter[str] = Counter()
