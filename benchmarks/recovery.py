@@ -58,6 +58,24 @@ class Training:
 
 def _images(_: Task) -> Any:
     """The 5000 labelled training images, flipped at random, with a border of four pixels to crop from."""
+    return _training_images(lambda batch: batch)
+
+
+def _cut_images(_: Task) -> Any:
+    """The same; in half of the batches each has a rectangle of the next (Yun et al. 2019): labels mean nothing."""
+
+    def paste(batch: Tensor) -> Tensor:
+        height, width = torch.randint(8, 24, (2,)).tolist()
+        top, left = int(torch.randint(33 - height, ())), int(torch.randint(33 - width, ()))
+        if torch.rand(()) < 0.5:
+            part = (..., slice(top, top + height), slice(left, left + width))
+            batch[part] = batch.roll(1, 0)[part]
+        return batch
+
+    return _training_images(paste)
+
+
+def _training_images(change: Callable[[Tensor], Tensor]) -> Any:
     parts = [f"train_{number}" for number in range(5)]
     images = torch.cat([resnet20.images(part) for part in parts])
     labels = torch.cat([resnet20.labels(part) for part in parts])
@@ -66,8 +84,11 @@ def _images(_: Task) -> Any:
         index = torch.tensor(rows)
         batch = F.pad(images[index], (4, 4, 4, 4))
         batch = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, batch.flip(3), batch)
-        top, left = torch.randint(9, (2,)).tolist()
-        return batch[:, :, top : top + 32, left : left + 32], labels[index]
+        corners = torch.randint(9, (len(rows), 2)).tolist()
+        batch = torch.stack(
+            [x[:, top : top + 32, left : left + 32] for x, (top, left) in zip(batch, corners, strict=True)]
+        )
+        return change(batch), labels[index]
 
     return torch.utils.data.DataLoader(range(len(images)), batch_size=64, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
 
@@ -95,13 +116,14 @@ def cross_entropy(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
 UNLABELLED = Training(batches=_calibration, schedule=Schedule(epochs=4, learning_rate=1e-5), optimizer=adam)
 TRAININGS = {
     ("resnet20", 8): Training(batches=_images, loss=cross_entropy, schedule=Schedule(epochs=6, learning_rate=1e-4)),
-    ("resnet20", 4): Training(  # far from where it starts: a tenth of 200 epochs, at more than a hundredth of 0.1
-        batches=_images,
-        loss=cross_entropy,
+    # Far from where it starts: about a tenth of 200 epochs, at a tenth of 0.1. Towards the float network alone, on images
+    # that it has not learned by heart: on whole images, or with labels, it ends 1.3 × as far from it on images held out.
+    ("resnet20", 4): Training(
+        batches=_cut_images,
         distill=octavo.divergence,
         batch_norm="keep",
         ranges=("fixed", "learned"),
-        schedule=Schedule(epochs=20, learning_rate=2e-2),
+        schedule=Schedule(epochs=24, learning_rate=1e-2),
     ),
     ("minilm", 8): Training(batches=_sentences, schedule=Schedule(epochs=2, learning_rate=2e-5), optimizer=adam),
 }
