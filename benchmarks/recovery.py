@@ -116,8 +116,8 @@ def cross_entropy(outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
 UNLABELLED = Training(batches=_calibration, schedule=Schedule(epochs=4, learning_rate=1e-5), optimizer=adam)
 TRAININGS = {
     ("resnet20", 8): Training(batches=_images, loss=cross_entropy, schedule=Schedule(epochs=6, learning_rate=1e-4)),
-    # Far from where it starts: about a tenth of 200 epochs, at a tenth of 0.1. Towards the float network alone, on images
-    # that it has not learned by heart: on whole images, or with labels, it ends 1.3 × as far from it on images held out.
+    # Far from where it starts: about a tenth of 200 epochs, at a tenth of 0.1. Towards the float network alone, on
+    # images that it has not learned by heart: whole images, or labels, end 1.3 × as far from it on images held out.
     ("resnet20", 4): Training(
         batches=_cut_images,
         distill=octavo.divergence,
