@@ -153,7 +153,7 @@ def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]
     row: dict[str, Any] = {
         "network": name, "case": f"{name}:{weight_bits}", "engine": engine,
         "weight_bits": max(q.scheme.bits for q in plan.quantizers if q.constant), "activation_bits": activation_bits,
-        "metric": scored.metric, "samples": scored.samples, "float": scored.score(reference),
+        "machine": machine(), "metric": scored.metric, "samples": scored.samples, "float": scored.score(reference),
     }  # fmt: skip
     intervals: dict[str, Any] = {}
 
@@ -273,7 +273,7 @@ def main(
             row = measure(name, weights, activations)
             rows = [old for old in rows if old["case"] != row["case"]] + [row]
             if out is not None:
-                record = {"rows": rows, "machine": machine(), "versions": versions()}
+                record = {"rows": rows, "versions": versions()}
                 out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         CONSOLE.print(
