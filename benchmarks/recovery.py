@@ -3,8 +3,8 @@
     python -m benchmarks.recovery --json benchmarks/results/recovery.json
 
 Every column starts from the best calibration of the paper's four methods. Repairs: each alone, and together those that
-the metric kept, one after the other. Partial: the fewest layers in float within 1 %. Training: the paper's schedule, on
-labels where there are any (ResNet-20), elsewhere towards the float network on unlabelled data; the epoch of least loss
+the metric kept, one after the other. Partial: the fewest layers in float within 1 %. Training: as `TRAININGS` says, on
+labels (ResNet-20 at eight bits) or towards the float network on unlabelled data; the epoch of least loss
 is kept, so no scored sample has a say in it. On a CPU without VNNI, OpenVINO's weights have seven bits where eight are
 asked for (docs/engines.md), and the row says so. Methods and repairs are chosen by the metric that is reported.
 """

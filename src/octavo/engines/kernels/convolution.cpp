@@ -27,7 +27,7 @@ using at::Tensor;
 #ifdef OCTAVO_VNNI
 
 constexpr int64_t BLOCK = 64;            // channels whose results make one vector of bytes
-constexpr int64_t IN_CACHE = 384 << 10;  // bytes of lines between stages; the second nearest cache has 1 MiB or more
+constexpr int64_t IN_CACHE = 384 << 10;  // bytes that the stages read in one strip; the second nearest cache has 1 MiB or more
 constexpr int64_t SLACK = 64;            // bytes that may be read behind the lines
 
 struct Stage {
