@@ -141,8 +141,9 @@ def test_measured_bias_correction_knows_of_earlier_layers() -> None:
 
 
 def test_learned_rounding_stays_on_the_grid_and_comes_nearer() -> None:
-    batches = [torch.randn(32, 8) @ torch.randn(8, 8) for _ in range(2)]  # inputs that depend on each other
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    mix = torch.randn(6, 32)  # 32 inputs that depend on each other: much to choose from (0.23 to 0.60 in 60 draws)
+    batches = [torch.randn(64, 6) @ mix for _ in range(2)]
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
     graph, params = parts(model, batches, [Rule(role="weight", bits=3), Rule("*")])
     found = learn_rounding(graph, params, batches)
     for name in ("0.weight", "2.weight"):
