@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -206,6 +208,32 @@ def test_any_loop_trains_it(how) -> None:
             optimizer.step()
             losses.append(loss.item())
     assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def test_mixed_precision_trains_and_leaves_the_module_in_its_own_precision() -> None:
+    data = labelled()
+    graph, params = parts(classifier(), data)
+    module = trainable(graph, params)
+    before = dict(vars(module))
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
+    try:
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        schedule = Schedule(epochs=6, learning_rate=0.05)
+        seen: list[torch.dtype] = []
+
+        def loss(outputs, batch):
+            seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+            return cross_entropy(outputs, batch)
+
+        history = fit(module, train=data, loss=loss, schedule=schedule, accelerator=accelerator, progress=False)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert set(seen) == {torch.bfloat16}
+    assert history.epochs[-1].loss < history.epochs[1].loss
+    assert vars(module).keys() == before.keys()
+    x = data[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), simulate(*trained(graph, params, module))(x))
 
 
 @pytest.mark.parametrize("distill", [None, divergence])

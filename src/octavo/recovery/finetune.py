@@ -95,19 +95,20 @@ def fit(
     if loss is None and distill is None:
         distill = distance
     accelerator = accelerator or _accelerate().Accelerator(cpu=_device(graph).type == "cpu")
-    ready, maker = accelerator.prepare(
-        module, optimizer([p for p in module.parameters() if p.requires_grad], schedule.learning_rate)
-    )
     loader = accelerator.prepare(train) if isinstance(train, DataLoader) else _Share(train, accelerator)
     objective, steps = Objective(graph, loss, distill), len(loader)
-    run = torch.compile(ready) if compile else ready
 
     def metric() -> float | None:
         return (
             None if evaluate is None else by_first(lambda: float(evaluate(simulate(*trained(graph, params, module)))))
         )
 
-    with _folder(out) as folder, _bar(schedule.epochs * steps, progress and is_first()) as advance:
+    with (
+        _prepared(module, optimizer, schedule.learning_rate, accelerator) as (ready, maker),
+        _folder(out) as folder,
+        _bar(schedule.epochs * steps, progress and is_first()) as advance,
+    ):
+        run = torch.compile(ready) if compile else ready
         checkpoint = Checkpoint(folder, accelerator)
         history = checkpoint.load()
         if not history:
@@ -225,11 +226,27 @@ def _device(graph: Graph) -> torch.device:
 
 
 @contextmanager
+def _prepared(module: nn.Module, optimizer: MakeOptimizer, rate: float, accelerator: Any) -> Iterator[tuple[Any, Any]]:
+    """The module and its optimizer as Accelerate runs them; it leaves nothing of its own on the module.
+
+    In mixed precision its `forward` would go on computing in 16 bits, and no longer be the simulation.
+    """
+    own = set(vars(module))
+    try:
+        yield accelerator.prepare(module, optimizer([p for p in module.parameters() if p.requires_grad], rate))
+    finally:
+        for name in set(vars(module)) - own:
+            delattr(module, name)
+
+
+@contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is None:
         shared = by_first(lambda: tempfile.mkdtemp(prefix="octavo-"))
-        yield Path(shared)
-        shutil.rmtree(shared, ignore_errors=True)
+        try:
+            yield Path(shared)
+        finally:
+            shutil.rmtree(shared, ignore_errors=True)
     else:
         Path(out).mkdir(parents=True, exist_ok=True)
         yield Path(out)
