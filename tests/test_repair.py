@@ -13,7 +13,7 @@ from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.recovery.adaround import learn_rounding
-from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair, unfitted
+from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
 from octavo.recovery.rescale import equalize, migrate
 
 LOW = [Rule(role="weight", bits=3), Rule("*", bits=5)]
@@ -200,28 +200,6 @@ def test_layers_called_twice_tied_and_dead_ones(network, name) -> None:
     graph, params = parts(model, batches, LOW)
     found = REPAIRS[name](graph, params, batches)
     assert bool(torch.isfinite(simulate(*found)(batches[0])).all())
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_layers_left_in_float_forget_that_they_were_fitted_to_rounding(bias) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8, bias=bias), nn.ReLU(), nn.Linear(8, 6, bias=bias), nn.Linear(6, 3, bias=bias))
-    batches = [torch.randn(32, 6) for _ in range(2)]
-    before, params = repair(*parts(model, batches, LOW), batches, ["equalize"])
-    fitted, scales = repair(before, params, batches, ["learn_rounding", "correct_bias"])
-    shown = {name: tensor.clone() for name, tensor in fitted.module.state_dict().items()}
-
-    found = unfitted(fitted, before, scales.plan, ["0", "2"])
-    state, then = found.module.state_dict(), before.module.state_dict()
-    x = torch.randn(5, 6)
-    for layer in ("0", "2"):
-        assert torch.equal(state[f"{layer}.weight"], then[f"{layer}.weight"])
-    assert torch.equal(state["3.weight"], shown["3.weight"])
-    assert not torch.equal(state["3.weight"], then["3.weight"])
-    everything = unfitted(fitted, before, scales.plan, ["0", "2", "3"])
-    assert torch.equal(everything(x), before(x))
-    assert not torch.allclose(fitted(x), before(x), atol=1e-4)
-    assert all(torch.equal(tensor, shown[name]) for name, tensor in fitted.module.state_dict().items())
 
 
 def test_repair_runs_them_in_order_and_knows_their_names() -> None:

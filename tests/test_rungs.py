@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import octavo
 from octavo import Rule, Schedule
 from octavo.cli import app
+from octavo.recovery.repair import SAME_FUNCTION
 
 FAST = {"engine": "simulation", "progress": False}
 THREE_BITS = [Rule(role="weight", bits=3), Rule("*", bits=4)]
@@ -74,6 +75,18 @@ def test_a_repair_stays_only_where_the_metric_is_better_for_it() -> None:
             kept, metric = trial.repairs, trial.metric
     assert metric > best.metric  # of six, some helped
     assert "repair" in result.summary
+
+
+def test_layers_go_back_to_float_in_a_network_that_is_not_fitted_to_its_rounding() -> None:
+    """What is fitted to the rounding of all layers is wrong when some are no longer rounded."""
+    result = quantize(Case(), max_drop=0.0)
+    assert any(not set(trial.repairs) <= set(SAME_FUNCTION) for trial in rung(result, "repair"))
+    unfitted = [trial for trial in result.trials if not trial.kept_float and set(trial.repairs) <= set(SAME_FUNCTION)]
+    start = max(unfitted, key=lambda trial: trial.metric)
+    assert rung(result, "partial")
+    for trial in rung(result, "partial"):
+        assert set(trial.repairs) <= set(SAME_FUNCTION)
+        assert max(other.metric for other in unfitted if other.repairs == trial.repairs) == start.metric
 
 
 def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path) -> None:

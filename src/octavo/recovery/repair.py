@@ -4,20 +4,18 @@ What is given stays as it is. Batches are unlabelled calibration data. None of t
 keeps a repair only if the metric says so.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
-from octavo.network.edit import attribute, emit_parameter, is_constant
-from octavo.network.graph import Graph, clone
-from octavo.network.plan import Plan
+from octavo.network.edit import is_constant
+from octavo.network.graph import Graph
 from octavo.recovery.adaround import learn_rounding
 from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
 from octavo.recovery.rescale import equalize, migrate
@@ -98,39 +96,6 @@ REPAIRS: Mapping[str, Repair] = {
 
 # After these the float function is still the user's; the others fit weights and biases to their rounding.
 SAME_FUNCTION = ("equalize", "migrate", "refine_ranges")
-
-
-def unfitted(graph: Graph, before: Graph, plan: Plan, layers: Collection[str]) -> Graph:
-    """A copy of `graph` in which `layers` have the weights and biases that they had in `before`.
-
-    A weight on its grid, and a bias that makes up for it, are wrong in a layer that is left in float after all.
-    before  the graph that `graph` was made of, not yet fitted to rounding
-    """
-    own = clone(graph)
-    old = {node.name: node for node in before.module.graph.nodes}
-    chosen = {site.node for quantizer in plan.quantizers for site in quantizer.sites if site.layer in layers}
-    for node in [node for node in own.module.graph.nodes if node.name in chosen]:
-        args = list(node.args[: len(old[node.name].args)])  # a bias that was made goes
-        for i, then in enumerate(old[node.name].args):
-            if is_constant(then):
-                args[i] = _as_before(own, node, args[i], attribute(before.module, then), str(then.target))
-            elif then is None:
-                args[i] = None
-        node.args = tuple(args)
-    own.module.graph.eliminate_dead_code()
-    own.module.recompile()
-    return own
-
-
-def _as_before(graph: Graph, node: Node, now: Any, value: Tensor, name: str) -> Node:
-    """What `node` reads in the place of `now`, so that it has `value`."""
-    if torch.equal(attribute(graph.module, now), value):
-        return now  # type: ignore[no-any-return]
-    if now.target != name:
-        return emit_parameter(graph.module, node, name, torch.nn.Parameter(value.detach().clone()))
-    with torch.no_grad():
-        attribute(graph.module, now).copy_(value)  # only what a single layer reads is ever fitted
-    return now  # type: ignore[no-any-return]
 
 
 def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable[str]) -> tuple[Graph, Params]:

@@ -147,9 +147,9 @@ class Search:
         """Whether a trial has ended the search."""
         return any(map(self.settles, self.trials))
 
-    def best(self) -> Trial | None:
+    def best(self, among: Callable[[Trial], bool] = lambda _: True) -> Trial | None:
         """The trial to return: of those that meet the goal the one with fewest layers in float, then the least drop."""
-        sound = [trial for trial in self.trials if trial.error is None]
+        sound = [trial for trial in self.trials if trial.error is None and among(trial)]
         return min(sound, key=self._rank, default=None)
 
     def _rank(self, trial: Trial) -> tuple[bool, bool, bool, int, float]:

@@ -20,7 +20,7 @@ from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan
 from octavo.network.simulate import simulate
-from octavo.recovery.repair import SAME_FUNCTION, repair, unfitted
+from octavo.recovery.repair import SAME_FUNCTION, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
@@ -84,17 +84,12 @@ def parts_of(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
     if whole not in bench.done:
         bench.done[whole] = _made(bench, whole)
     graph, params = bench.done[whole]
-    if not candidate.kept_float:
-        return graph, params
-    if not candidate.trained:
-        graph = unfitted(graph, parts_of(bench, unfitted_of(candidate))[0], params.plan, candidate.kept_float)
-    return graph, keep_float(graph, params, candidate.kept_float)
+    return graph, keep_float(graph, params, candidate.kept_float) if candidate.kept_float else params
 
 
-def unfitted_of(candidate: Candidate) -> Candidate:
-    """`candidate` without what fits its weights to their rounding."""
-    same = tuple(name for name in candidate.repairs if name in SAME_FUNCTION)
-    return replace(candidate, repairs=same, trained=False, kept_float=())
+def fitted(candidate: Candidate) -> bool:
+    """Whether its weights or biases are fitted to their rounding."""
+    return candidate.trained or not set(candidate.repairs) <= set(SAME_FUNCTION)
 
 
 def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
