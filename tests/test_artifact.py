@@ -249,6 +249,29 @@ def test_foreign_files_are_an_error(saved, tmp_path):
         octavo.load(tmp_path / "other")
 
 
+UNREADABLE = {  # {what is wrong with a zip: (offset in its entry's local header, in its central one, the bytes there)}
+    "a password": (6, 8, b"\x01"),
+    "a compression that nobody knows": (8, 10, b"\x63"),
+    "what deflate never writes": (30 + len("manifest.json"), None, b"\xff" * 4),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_zip_that_cannot_be_unpacked_is_an_error(what, tmp_path):
+    file = tmp_path / "a.octavo"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", "{}" * 100)
+    local, central, altered = UNREADABLE[what]
+    data = bytearray(file.read_bytes())
+    data[local : local + len(altered)] = altered
+    if central is not None:
+        at = data.index(b"PK\x01\x02") + central
+        data[at : at + len(altered)] = altered
+    file.write_bytes(data)
+    with pytest.raises(QuantizationError, match="it is not a zip that can be read"):
+        octavo.load(file)
+
+
 def change(folder: Path, **facts) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | facts))

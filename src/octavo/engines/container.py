@@ -3,6 +3,7 @@
 import secrets
 import shutil
 import zipfile
+import zlib
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -130,6 +131,10 @@ def _manifest(path: Path, data: bytes) -> Manifest:
         raise _damaged(path, f"{MANIFEST} is none of Octavo's") from error
 
 
+# What zipfile raises for bytes that it cannot unpack: RuntimeError for a password or a compression that it lacks.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
+
+
 def _bytes_of(path: Path, name: str) -> bytes:
     if not path.exists():
         raise QuantizationError(
@@ -144,7 +149,7 @@ def _bytes_of(path: Path, name: str) -> bytes:
             return archive.read(name)
     except (OSError, KeyError) as error:
         raise _damaged(path, f"it holds no {name}") from error
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise _damaged(path, f"it is not a zip that can be read ({error})") from error
 
 
