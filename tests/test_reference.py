@@ -346,20 +346,20 @@ def test_residual_networks_agree(basic_block, calibrated) -> None:
         basic_block(), basic_block(downsample=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
     for target in ("paper", "openvino"):
-        graph, params = calibrated(model, torch.randn(4, 4, 8, 8), target=target)
-        x = torch.randn(16, 4, 8, 8)
+        x = torch.randn(16, 4, 8, 8)  # calibrated on the same: four other images clip these by up to 0.16 of their norm
+        graph, params = calibrated(model, x, target=target)
         want, have, real = simulate(graph, params)(x), compile_reference(graph, params)(x), graph(x)
         agreement, error = (have - want).norm() / want.norm(), (want - real).norm() / real.norm()
         assert agreement < 0.2 * error
-        assert error < 0.1
+        assert error < 0.05  # 0.0004 to 0.013 in 82 draws
 
 
 def test_transformers_agree(calibrated) -> None:
-    graph, params = calibrated(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), torch.randn(4, 5, 16))
     x = torch.randn(8, 5, 16)
+    graph, params = calibrated(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), x)
     want, have, real = simulate(graph, params)(x), compile_reference(graph, params)(x), graph(x)
     assert (have - want).norm() < 0.2 * (want - real).norm()
-    assert (want - real).norm() < 0.1 * real.norm()
+    assert (want - real).norm() < 0.05 * real.norm()  # up to 0.013 in 40 draws
 
 
 def test_called_like_the_users_model(calibrated) -> None:
