@@ -257,7 +257,7 @@ def test_two_processes_measure_each_trial_once(workers) -> None:
 def test_a_search_that_is_killed_again_and_again_loses_nothing(workers) -> None:
     committed: list[Trial] = []
     for _ in range(8):
-        pid = workers.start(trials=20, seconds=0.02)
+        pid = workers.start(trials=40, seconds=0.02)
         time.sleep(random.uniform(0, 0.1))
         workers.kill(pid)
         begun = workers.said("start")
@@ -265,15 +265,15 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing(workers) -> None:
             before, committed = committed, study.trials()
         assert committed[: len(before)] == before
         assert len(set(begun)) - len(committed) in (0, 1)  # all but the one that was being measured
-    assert workers.wait(workers.start(trials=20, seconds=0.02)) == 0
+    assert workers.wait(workers.start(trials=40, seconds=0.02)) == 0
     started = workers.said("start")
-    assert started[len(begun) :] == [str(number) for number in range(len(committed), 20)]
-    assert list(dict.fromkeys(started)) == [str(number) for number in range(20)]
-    assert len(started) <= 20 + 8  # every kill costs the trial that it interrupts, and no other
+    assert started[len(begun) :] == [str(number) for number in range(len(committed), 40)]
+    assert list(dict.fromkeys(started)) == [str(number) for number in range(40)]
+    assert len(started) <= 40 + 8  # every kill costs the trial that it interrupts, and no other
     with Study(workers.study) as study:
-        assert [(trial.id, trial.key) for trial in study.trials()] == [(n + 1, str(n)) for n in range(20)]
+        assert [(trial.id, trial.key) for trial in study.trials()] == [(n + 1, str(n)) for n in range(40)]
         assert study.trials()[: len(committed)] == committed
-        assert workers.said("end") == [repr(study.trials())]
+        assert set(workers.said("end")) == {repr(study.trials())}  # one may end before it is killed, if it has time
 
 
 def test_a_lock_is_free_at_once_when_its_holder_is_killed(workers) -> None:
