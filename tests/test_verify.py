@@ -80,7 +80,10 @@ def test_every_site_of_every_engine_is_compared(engine, calibrated):
     batches = [torch.randn(3, 6, 32), torch.randn(1, 6, 32)]
     found = octavo.verify(simulated, network, batches, sites=True)
     assert [site.name for site in found.sites] == [q.name for q in params.plan.quantizers if not q.constant]
-    assert found.sites[0].differing == 0.0  # the input itself
+    first = found.sites[0]  # the input itself: equal, but within 5 · 10⁻⁵ steps of a tie (docs/engines.md)
+    steps = torch.cat([batch.flatten() for batch in batches]).double() / params.values[first.name].scale.double()
+    assert first.differing <= float(((steps - steps.floor() - 0.5).abs() < 5e-5).double().mean())
+    assert first.most_steps <= 1
     assert max(site.most_steps for site in found.sites) <= 3
     assert found.sqnr_db > octavo.verify(graph, simulated, batches).sqnr_db
     assert "of the integers differ, by at most" in str(found)
