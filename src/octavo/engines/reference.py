@@ -21,6 +21,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
+from octavo.network.inputs import Numbers
 from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
@@ -70,18 +71,19 @@ def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     def make(quantizer: Quantizer) -> nn.Module:
         return Quantize(params.values[quantizer.name])
 
-    return ReferenceModel(insert(graph, params.plan, make), tuple(graph.example_kwargs))
+    return ReferenceModel(insert(graph, params.plan, make), tuple(graph.example_kwargs), Numbers(graph))
 
 
 class ReferenceModel(nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
-    def __init__(self, module: GraphModule, keywords: tuple[str, ...]) -> None:
+    def __init__(self, module: GraphModule, keywords: tuple[str, ...], numbers: Numbers) -> None:
         super().__init__()
-        self.module, self.keywords = module, keywords
+        self.module, self.keywords, self.numbers = module, keywords, numbers
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.numbers.check(args, kwargs)
         inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
         out = _IntegerInterpreter(self.module).run(*inputs, enable_io_processing=False)
         return self.module.graph.process_outputs(out)
