@@ -8,7 +8,7 @@ from torch import nn
 from octavo.errors import QuantizationError
 from octavo.network.graph import capture
 from octavo.network.operations import OPERATIONS, VALUE_PRESERVING, preserves_values
-from octavo.network.plan import make_plan
+from octavo.network.plan import compute_heavy, make_plan
 from octavo.network.rule import Rule
 from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_for, target_named
 from octavo.numerics import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
@@ -361,14 +361,14 @@ IDENTITY = {
     "paper": {"add.lhs": {"conv2d_1"}, "add.rhs": {"x"}},
     "tensorrt": {"add.rhs": {"x"}},
     "openvino": {"add.rhs": {"x"}},
-    "onnxruntime": {"add.rhs": {"x"}},
+    "onnxruntime": {"add.lhs": {"conv2d_1"}, "add.rhs": {"x"}},  # or its convolution would run in float
     "onednn": {"add.rhs": {"x"}},
 }
 DOWNSAMPLING = {
     "paper": {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}},
     "tensorrt": {"add.rhs": {"conv2d"}},  # the convolution computed last is fused with the addition
     "openvino": {"add.rhs": {"conv2d"}},
-    "onnxruntime": {"add.rhs": {"conv2d"}},
+    "onnxruntime": {"add.lhs": {"conv2d_2"}, "add.rhs": {"conv2d"}},
     "onednn": {"add.rhs": {"conv2d"}},
 }
 
@@ -396,6 +396,36 @@ def test_mobilenet_inverted_residual(network, trained) -> None:
     )
     assert additions(planned(model, image)) == {"add.lhs": {"inputs_0"}, "add.rhs": {"conv2d_2"}}
     assert additions(planned(model, image, target="openvino")) == {"add.lhs": {"inputs_0"}}
+
+
+OUTPUTS = {
+    "pooled": (lambda s, x: s.b(s.a(x).relu().mean((2, 3))), ["mean"]),
+    "activated": (lambda s, x: s.b(F.silu(s.a(x)).mean((2, 3))), ["silu"]),
+    "moved, then normalised": (lambda s, x: s.b(s.n(s.a(x).flatten(2)).mean(2)), ["view"]),
+    "read by one and a mean": (lambda s, x: (s.c(s.a(x)), s.a(x).abs().mean()), ["abs_1"]),
+    "read by a linear": (lambda s, x: s.b(s.a(x).flatten(2).mT), []),
+    "returned": (lambda s, x: (s.a(x).relu().flatten(1), s.b(x.mean((2, 3)))), []),
+    "returned, and read": (lambda s, x: (y := s.a(x), s.b(y.mean((2, 3)))), []),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_what_a_convolution_returns_is_rounded_for_every_reader_but_the_user(case, network) -> None:
+    """ONNX Runtime convolves on integers only what it rounds at once."""
+    forward, expected = OUTPUTS[case]
+    children = {"a": nn.Conv2d(4, 4, 3), "b": nn.Linear(4, 2), "c": nn.Conv2d(4, 2, 1), "n": nn.LayerNorm(36)}
+    graph = capture(network(forward, **children), torch.randn(2, 4, 8, 8))
+    quantizers = make_plan(graph, target="onnxruntime").quantizers
+    found = [site.node for quantizer in quantizers for site in quantizer.sites if site.role == "output"]
+    assert found == expected
+    assert not any(".output" in name for name in sites(make_plan(graph, target="openvino")))
+
+
+def test_a_convolution_that_is_left_in_float_returns_real_values(network) -> None:
+    model = network(lambda s, x: s.b(s.a(x).mean((2, 3))), a=nn.Conv2d(4, 4, 3), b=nn.Linear(4, 2))
+    for rule in (Rule("a", role="weight", skip=True), Rule("a", skip=True)):
+        plan = planned(model, torch.randn(2, 4, 8, 8), rule, Rule("*"), target="onnxruntime")
+        assert not any(name.endswith(".output") for name in sites(plan))
 
 
 def test_transformer_block(transformer) -> None:
@@ -581,6 +611,33 @@ def test_coverage_of_sites_without_a_rule() -> None:
     plan = planned(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), rows, Rule("0"))
     assert [(kept.site, kept.reason) for kept in plan.coverage.kept_float] == [("1", "no rule matches its input")]
     assert (plan.coverage.quantized, plan.coverage.total) == (1, 2)
+
+
+@torch.library.custom_op("octavo_tests::deformed", mutates_args=())
+def deformed(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x + offset, weight)
+
+
+@deformed.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x + offset, weight)
+
+
+def test_an_operator_of_another_library_that_reads_a_weight_is_counted(network) -> None:
+    """Such as torchvision's deformable convolution: a detector's coverage said 100 % without it."""
+    weight = nn.Parameter(torch.randn(2, 4, 3, 3))
+    model = network(lambda s, x: deformed(s.a(x), s.w, x), a=nn.Conv2d(4, 4, 1), w=weight)
+    coverage = planned(model, image).coverage
+    assert (coverage.quantized, coverage.total) == (1, 2)
+    assert [kept.reason for kept in coverage.kept_float] == ["octavo_tests.deformed has no integer form"]
+    assert coverage.layers == ("a",)
+
+
+def test_every_compute_heavy_operation_has_a_name_of_its_own(network) -> None:
+    model = network(lambda s, x: torch.cdist(torch.cdist(s.a(s.a(x)), x), x), a=nn.Linear(4, 4))
+    graph = capture(model, torch.randn(4, 4), dynamic_axes=())
+    names = list(compute_heavy(graph, TARGETS["openvino"]).values())
+    assert names == ["a", "a@1", "cdist", "cdist_1"]
 
 
 def test_every_engine_has_the_target_that_it_runs_best() -> None:

@@ -87,6 +87,24 @@ FLOAT_ONLY: dict[Any, str] = {
     aten.inner.default: "this inner product is not one matrix product",
 }
 
+
+def float_only(node: Node) -> str | None:
+    """Why a compute-heavy `node` has no integer form here; None if it has one, or is not compute-heavy.
+
+    Besides the table: an operator of another library than torch that reads a weight, such as torchvision's deformable
+    convolution. It is not known what it does, but it is more than to move values.
+    """
+    if node.op != "call_function":
+        return None
+    if node.target in FLOAT_ONLY:
+        return FLOAT_ONLY[node.target]
+    library = getattr(node.target, "namespace", "aten")
+    weights = [source for source in node.all_input_nodes if is_constant(source) and source.meta["val"].ndim > 1]
+    if library in ("aten", "prims", "prim") or not any(w.meta["val"].is_floating_point() for w in weights):
+        return None
+    return f"{str(node.target).removesuffix('.default')} has no integer form"
+
+
 TAKES_A_PART = {aten.slice.Tensor, aten.select.int, aten.narrow.default}
 
 # Operations that move, repeat or select values but never change them. A quantizer crosses them to where the tensor is

@@ -9,6 +9,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.insert import check_belongs
+from octavo.network.outputs import ROLE
 from octavo.network.plan import Plan, make_plan
 from octavo.network.rule import Rule, Site
 
@@ -20,7 +21,8 @@ def layers(graph: Graph, plan: Plan) -> tuple[str, ...]:
     raises  QuantizationError if `plan` was made for another graph
     """
     check_belongs(graph, plan)
-    names = {site.node: site.layer for quantizer in plan.quantizers for site in quantizer.sites}
+    sites = (site for quantizer in plan.quantizers for site in quantizer.sites)
+    names = {site.node: site.layer for site in sites if site.role != ROLE}
     return tuple(dict.fromkeys(names[node.name] for node in graph.module.graph.nodes if node.name in names))
 
 

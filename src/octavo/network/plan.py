@@ -6,13 +6,15 @@ operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from torch.fx import Node
 
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
-from octavo.network.operations import FLOAT_ONLY, Operand, never_negative, operands, operation
+from octavo.network.operations import Operand, Operation, float_only, never_negative, operands, operation
+from octavo.network.outputs import ROLE, output_operands
 from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
 from octavo.network.share import Edge, Read, shared_reads
@@ -48,11 +50,17 @@ class KeptFloat:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How many of the compute-heavy operations are quantized in all their inputs. Additions are not counted."""
+    """How many of the compute-heavy operations are quantized in all their inputs. Additions are not counted.
+
+    This is the plan. What an engine makes of it, `octavo.workflow.ran` says.
+
+    layers  the names of those that are quantized, in the order of the data flow
+    """
 
     quantized: int
     total: int
     kept_float: tuple[KeptFloat, ...]
+    layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.quantized} of {self.total} compute-heavy operations quantized"]
@@ -78,10 +86,15 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
     target = target_named(target) if isinstance(target, str) else target
     placed = list(_placed(graph, target))
     decisions = decide([site for site, _ in placed], rules)
+    left = {
+        site.layer
+        for (site, _), rule in zip(placed, decisions, strict=True)
+        if site.role != ROLE and (rule is None or rule.skip)
+    }
     chosen = [
         (site, operand, _scheme(site, operand, rule, target))
         for (site, operand), rule in zip(placed, decisions, strict=True)
-        if rule is not None and not rule.skip
+        if rule is not None and not rule.skip and not (site.role == ROLE and site.layer in left)
     ]
     coverage = _coverage(graph, target, placed, decisions)
     if not chosen:
@@ -96,26 +109,48 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
 
 def layer_names(graph: Graph, target: Target) -> dict[str, str]:
     """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
-    return {site.node: site.layer for site, _ in _placed(graph, target)}
+    return {site.node: site.layer for site, _ in _placed(graph, target) if site.role != ROLE}
+
+
+def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
+    """{node: the user's layer} of every operation that the coverage counts, in the order of the data flow.
+
+    Every name is there once: engines tell by it how they run the operation.
+    """
+    known, taken = layer_names(graph, target), set(layer_names(graph, target).values())
+    found = {}
+    for node in graph.module.graph.nodes:
+        row = operation(node)
+        if (row is not None and row.name != "add") or float_only(node) is not None:
+            name = known.get(node.name)
+            if name is None:
+                layer = _layer(node, row.name if row else node.name)
+                name = next(n for i in count() if (n := f"{layer}@{i}" if i else layer) not in taken)
+                taken.add(name)
+            found[node.name] = name
+    return found
 
 
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
     """Every operand that `target` would quantize, with its site."""
     calls: Counter[str] = Counter()
-    for node in graph.module.graph.nodes:
-        row = operation(node)
-        if row is None:
-            continue
-        found = list(residual_operands(node, target.residual) if row.name == "add" else operands(node))
-        if row.name in target.float_operations:
-            found = [operand for operand in found if operand.axis is not None]
+    wanted = [(node, row, _wanted(node, row, target)) for node in graph.module.graph.nodes if (row := operation(node))]
+    rounded = {(operand.source, operand.node) for _, _, found in wanted for operand in found}
+    for node, row, found in wanted:
         if found:
             layer = _layer(node, row.name)
             calls[layer] += 1
             layer = layer if calls[layer] == 1 else f"{layer}@{calls[layer] - 1}"
-            for operand in found:
-                name = f"{layer}.{operand.role}"
-                yield Site(name=name, layer=layer, operation=row.name, role=operand.role, node=node.name), operand
+            outputs = output_operands(node, rounded) if target.convolution_outputs else ()
+            for operand in (*found, *outputs):
+                name, reader = f"{layer}.{operand.role}", operand.node.name
+                yield Site(name=name, layer=layer, operation=row.name, role=operand.role, node=reader), operand
+
+
+def _wanted(node: Node, row: Operation, target: Target) -> list[Operand]:
+    """The inputs of `node` that `target` would quantize."""
+    found = list(residual_operands(node, target.residual) if row.name == "add" else operands(node))
+    return [operand for operand in found if operand.axis is not None or row.name not in target.float_operations]
 
 
 def _layer(node: Node, name: str) -> str:
@@ -178,36 +213,27 @@ def _replaceable(scheme: Scheme, target: Target) -> bool:
 def _coverage(
     graph: Graph, target: Target, placed: list[tuple[Site, Operand]], decisions: list[Rule | None]
 ) -> Coverage:
-    total, quantized, kept = 0, 0, []
     left: dict[str, str] = {}
-    names: dict[str, str] = {}
     for (site, _), rule in zip(placed, decisions, strict=True):
-        names[site.node] = site.layer
-        if rule is None:
+        if site.role != ROLE and rule is None:
             left.setdefault(site.node, f"no rule matches its {site.role}")
-        elif rule.skip:
+        elif site.role != ROLE and rule is not None and rule.skip:
             left.setdefault(site.node, f"{rule} leaves its {site.role} in float")
-    for node in graph.module.graph.nodes:
-        row = operation(node)
-        if (row is None or row.name == "add") and node.target not in FLOAT_ONLY:
-            continue
-        total += 1
-        reason = _reason(node, target, names, left)
-        if reason is None:
-            quantized += 1
-        else:
-            name = names.get(node.name) or _layer(node, row.name if row else node.name)
-            kept.append(KeptFloat(site=name, reason=reason))
-    return Coverage(quantized=quantized, total=total, kept_float=tuple(kept))
+    sites = {site.node for site, _ in placed if site.role != ROLE}
+    names, nodes = compute_heavy(graph, target), {node.name: node for node in graph.module.graph.nodes}
+    reasons = {name: _reason(nodes[node], target, sites, left) for node, name in names.items()}
+    kept = tuple(KeptFloat(site=name, reason=reason) for name, reason in reasons.items() if reason is not None)
+    quantized = tuple(name for name, reason in reasons.items() if reason is None)
+    return Coverage(quantized=len(quantized), total=len(names), kept_float=kept, layers=quantized)
 
 
-def _reason(node: Node, target: Target, names: dict[str, str], left: dict[str, str]) -> str | None:
-    """Why `node` is not executed on integers; None if it is."""
+def _reason(node: Node, target: Target, sites: set[str], left: dict[str, str]) -> str | None:
+    """Why the plan does not execute `node` on integers; None if it does."""
     row = operation(node)
     if row is None:
-        return FLOAT_ONLY[node.target]
+        return float_only(node)
     if row.name in target.float_operations:
         return target.float_operations[row.name]
-    if node.name not in names:
+    if node.name not in sites:
         return "its inputs are not floating-point tensors"
     return left.get(node.name)

@@ -9,14 +9,19 @@ from torch.fx import Node
 from octavo.network.edit import is_constant, shape, value
 from octavo.network.operations import Operand, operands, operation, preserves_values
 
+Branches = Literal["both", "skip", "convolutions", "none"]
 
-def residual_operands(node: Node, branches: Literal["both", "skip", "none"]) -> Iterator[Operand]:
+
+def residual_operands(node: Node, branches: Branches) -> Iterator[Operand]:
     """The inputs of the addition `node` to quantize; none if it is no residual addition.
 
     With "skip", the branch that comes straight from a convolution which nothing else reads is left out: the engine adds
     the other branch to its accumulator. A linear's sum goes to a layer-norm in float: quantizing the other branch there
     wins nothing and costs MiniLM 0.3 points. Where neither branch can be fused, nothing is quantized: an
     addition on its own is not faster on integers.
+
+    With "convolutions", both inputs are quantized where one of them comes straight from a convolution: an engine that
+    convolves on integers only what it rounds at once would compute that convolution in float otherwise.
     """
     if branches == "none" or not is_residual(node):
         return
@@ -25,7 +30,9 @@ def residual_operands(node: Node, branches: Literal["both", "skip", "none"]) -> 
         yield from both
         return
     fused = [operand for operand in both if _fuses(operand.source)]
-    if fused:
+    if fused and branches == "convolutions":
+        yield from both
+    elif fused:
         # When both branches can be fused, the engine fuses the one computed last.
         position = {other: index for index, other in enumerate(node.graph.nodes)}
         last = max(fused, key=lambda operand: position[operand.source])

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
+from octavo.network.residual import Branches
 from octavo.numerics.scheme import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
 
 # Activations saturate at −128, as QuantizeLinear does; the paper's −127 would need a clip before it.
@@ -23,7 +23,9 @@ class Target:
     activation   scheme of activations, per tensor: an integer product must factor the scale out of its sum (§3.2)
     nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
     residual     which inputs of a residual addition: "both" (the paper), "skip" (not the branch that the engine fuses
-                 into the convolution that produces it) or "none"
+                 into the convolution that produces it), "convolutions" (both, where a convolution is added) or "none"
+    convolution_outputs  whether what a convolution returns is rounded for every reader, because the engine convolves on
+                 integers only then; but not where the network returns it
     float_operations  {operation: reason} that the engine computes in float whatever it is told. Their weights are
                       still stored as integers, and the coverage names them
     """
@@ -32,7 +34,8 @@ class Target:
     weight: Scheme = INT8_PER_CHANNEL
     activation: Scheme = INT8_FULL
     nonnegative: Scheme | None = None
-    residual: Literal["both", "skip", "none"] = "skip"
+    residual: Branches = "skip"
+    convolution_outputs: bool = False
     float_operations: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -61,6 +64,8 @@ TARGETS: dict[str, Target] = {
             name="onnxruntime",
             weight=CPU_WEIGHT,
             activation=AFFINE_UINT8,  # its x86 kernels multiply uint8 by int8; signed activations run 1.5 to 3 x slower
+            residual="convolutions",
+            convolution_outputs=True,
             float_operations={
                 "lstm": "ONNX Runtime computes recurrent layers in floating point; the weights are stored in int8",
                 "gru": "ONNX Runtime computes recurrent layers in floating point; the weights are stored in int8",

@@ -17,6 +17,7 @@ from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs
 from octavo.network.operations import operands
+from octavo.network.outputs import ROLE
 from octavo.network.rule import Site
 from octavo.numerics.affine import QParams, round_through
 
@@ -46,7 +47,8 @@ def operations(graph: Graph, params: Params) -> list[Operation]:
     reads: dict[str, list[tuple[Site, str]]] = {}
     for quantizer in params.plan.quantizers:
         for site in quantizer.sites:
-            reads.setdefault(site.node, []).append((site, quantizer.name))
+            if site.role != ROLE:  # its reader is no layer: a pooling, say
+                reads.setdefault(site.node, []).append((site, quantizer.name))
     found = []
     for node in graph.module.graph.nodes:
         if node.name in reads:
