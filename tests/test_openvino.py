@@ -187,7 +187,9 @@ def decibels(engine, reference, batch) -> float:
     with torch.no_grad():
         return min(
             sqnr_db(want, have)
-            for want, have in zip(tree_leaves(reference(*args, **kwargs)), tree_leaves(engine(*args, **kwargs)), strict=True)
+            for want, have in zip(
+                tree_leaves(reference(*args, **kwargs)), tree_leaves(engine(*args, **kwargs)), strict=True
+            )
         )
 
 
@@ -205,7 +207,9 @@ def _chained(self, x):
 
 
 def _unsqueezed(self, x):
-    return self.last(torch.cat([self.first(x), self.second(x)], 1).flatten(1).unsqueeze(1).unsqueeze(1).expand(-1, 16, 2, -1))
+    return self.last(
+        torch.cat([self.first(x), self.second(x)], 1).flatten(1).unsqueeze(1).unsqueeze(1).expand(-1, 16, 2, -1)
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 4, 16])

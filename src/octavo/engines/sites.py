@@ -28,7 +28,8 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
     quantizers = []
     for quantizer in params.plan.quantizers:
         sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
-        sources = {name: source for name, source in sources.items() if source not in returned}
+        seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
+        sources = {name: source for name, source in sources.items() if source not in seen}
         extra |= sources
         scales |= dict.fromkeys(sources, 0.0 if quantizer.constant else float(params.values[quantizer.name].scale))
         edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())

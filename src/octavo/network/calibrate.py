@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from octavo.network.edit import attribute
 from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
+from octavo.network.join import joined
 from octavo.network.operations import NEGATIVE_LOBE
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.ranks import by_first, merged_over_ranks
@@ -139,6 +141,9 @@ def choose_params(
 ) -> Params:
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
+    The plan of what comes back has fewer quantizers, where a tensor that is read alone and through a concat can have
+    one scale for both.
+
     The range of a GELU and its like ends at 10, if the few integers below zero would be lost otherwise (§5.3, GELU10):
     `Params.notes` says where.
 
@@ -149,28 +154,41 @@ def choose_params(
     check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    values, notes = {}, []
+    notes: dict[str, str] = {}
+
+    def ranges(quantizer: Quantizer, histogram: Histogram) -> QParams:
+        low, high = choose(histogram, quantizer.scheme)
+        clipped = _clipped(quantizer, nodes, low, high)
+        if clipped != (low, high):
+            notes[quantizer.name] = f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}"
+        return params_from_range(*clipped, quantizer.scheme)
+
+    values = {}
     for quantizer in plan.quantizers:
-        try:
+        with _naming(quantizer.name):
             if quantizer.constant:
                 weight = attribute(graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
             else:
-                low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
-                clipped = _clipped(quantizer, nodes, low, high)
-                if clipped != (low, high):
-                    notes.append(f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}")
-                values[quantizer.name] = params_from_range(*clipped, quantizer.scheme)
-        except QuantizationError as error:  # numerics knows no names
-            site = error.site or quantizer.name
-            raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
+                values[quantizer.name] = ranges(quantizer, _seen(stats, quantizer.name))
+    plan, values = joined(plan, values, stats, ranges)
     return Params(
         plan=plan,
         values=MappingProxyType(values),
         method=getattr(choose, "__name__", str(choose)),
-        notes=tuple(notes),
+        notes=tuple(note for name, note in notes.items() if name in values),
         samples=stats.samples if isinstance(stats, Stats) else (),
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors of numerics, which knows no names, with the name of the quantizer."""
+    try:
+        yield
+    except QuantizationError as error:
+        site = error.site or name
+        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 CLIP = 10.0  # where the paper ends the range of GELU
