@@ -55,7 +55,7 @@ LAYERS = {
 
 
 class Branches(nn.Module):
-    """For every activation a layer with it at the end, and one with another layer behind it, for which it is rounded."""
+    """For every activation a layer with it at the end, and one with another layer behind it, which rounds it."""
 
     def __init__(self, build) -> None:
         super().__init__()

@@ -95,8 +95,19 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
 
 
 def layer_names(graph: Graph, target: Target) -> dict[str, str]:
-    """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
-    return {site.node: site.layer for site, _ in _placed(graph, target)}
+    """{node: the user's layer} of every compute-heavy operation and of the additions that `target` would quantize.
+
+    No two have the same name: what a layer computes in its second call has "@1" behind it.
+    """
+    names = {site.node: site.layer for site, _ in _placed(graph, target)}
+    taken = Counter(names.values())
+    for node in graph.module.graph.nodes:
+        row = operation(node)
+        if node.name not in names and (row is not None or node.target in FLOAT_ONLY):
+            layer = _layer(node, row.name if row else node.name)
+            taken[layer] += 1
+            names[node.name] = layer if taken[layer] == 1 else f"{layer}@{taken[layer] - 1}"
+    return names
 
 
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
