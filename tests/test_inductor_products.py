@@ -143,36 +143,6 @@ def test_values_of_two_grids_are_no_attention() -> None:
         assert_agrees(lowered(graph, params)[0], simulate(graph, params), example, decibels=40)
 
 
-@pytest.mark.parametrize("deep", [20_000, 33_024, 33_025, 100_001])
-@pytest.mark.parametrize(("z_left", "z_right"), [(0, 0), (255, 255), (37, 201), (128, 0)])
-def test_deep_sums_are_exact(deep, z_left, z_right) -> None:
-    """The sums of integers, rounded once to float32; where most products have one sign they are as large as can be."""
-    ends = torch.randint(2, (2,)) * 200
-    left = torch.randint(0, 56, (1, 1, 7, deep), dtype=torch.uint8) + ends[0].to(torch.uint8)
-    right = torch.randint(0, 56, (1, 1, deep, 19), dtype=torch.uint8) + ends[1].to(torch.uint8)
-    exact = (left[0, 0].long() - z_left) @ (right[0, 0].long() - z_right)
-    found = torch.ops.octavo.int8_matmul(left, z_left, right, z_right, 1.0)[0, 0]
-    assert torch.equal(found, exact.float())
-
-
-@pytest.mark.parametrize("zeros", [(0, 0, 0), (255, 255, 255), (37, 201, 9)])
-def test_deep_attention_is_exact(zeros) -> None:
-    """Scores of 20,000 products, some units apart: they are small, and what the zero-points take from them is not."""
-    deep, keys = 20_000, 6
-    q = (zeros[0] + torch.randint(-1, 2, (1, 1, 1, deep))).clamp(0, 255).to(torch.uint8)
-    q[..., 0] = zeros[0] ^ 1  # one away from the zero-point
-    k = torch.randint(0, 256, (1, 1, 1, deep), dtype=torch.uint8).repeat(1, 1, keys, 1)
-    k[0, 0, :, 0] = torch.randperm(256)[:keys].to(torch.uint8)
-    v = torch.randint(0, 256, (1, 1, keys, 4), dtype=torch.uint8)
-    scores = (q[0, 0].long() - zeros[0]) @ (k[0, 0].long() - zeros[1]).T
-    weights = ((scores - scores.max()).double() * 0.01).softmax(-1)
-    wanted = (weights * 255).round() @ (v[0, 0].double() - zeros[2])
-    found = torch.ops.octavo.int8_attention(
-        q, zeros[0], k, zeros[1], v, zeros[2], None, 0.01, 1 / 255, 255, 255.0, 0.0, 0, 0, 0
-    )
-    assert (found[0, 0] - wanted).abs().max() <= keys * 255  # a weight at a tie goes the other way, by one step
-
-
 def test_kernels_refuse_shapes_that_do_not_fit() -> None:
     u = torch.zeros(2, 3, 4, 8, dtype=torch.uint8)
     for other in (u[:1], u[:, :1], u[..., :4]):

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
 from octavo.engines.lowering.build import Lowering, Site
+from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, library, load_kernels
 from octavo.engines.retrace import exported_again
 from octavo.engines.signature import Signature, signature_of
@@ -32,6 +33,7 @@ from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.operations import operation
 from octavo.network.plan import layer_names
+from octavo.network.target import target_for
 
 
 def compile_inductor(
@@ -47,7 +49,7 @@ def compile_inductor(
     """
     load_kernels()
     _check_device(graph)
-    module, executions = (_float(graph, precision), {}) if params is None else lowered(graph, params)
+    module, ran = _float(graph, precision) if params is None else lowered(graph, params)
     try:
         with torch.no_grad(), _quiet():
             package = _package(exported_again(graph, module))
@@ -59,9 +61,7 @@ def compile_inductor(
             seen=f"it failed ({lines[0][:200]})",
             remedy="use another engine",
         ) from error
-    return InductorModel(
-        run, executions=executions, size_mb=package.stat().st_size / 1e6, signature=signature_of(graph)
-    )
+    return InductorModel(run, executions=ran, size_mb=package.stat().st_size / 1e6, signature=signature_of(graph))
 
 
 def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execution]]:
@@ -73,23 +73,28 @@ def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execut
         lower(lowering, node)
     lowering.graph.set_codegen(module.graph._codegen)
     lowering.graph.eliminate_dead_code()
-    return GraphModule(module, lowering.graph), lowering.executions  # with the constants that are still read
+    return GraphModule(module, lowering.graph), executions(lowering.graph)  # with the constants that are still read
 
 
-def _float(graph: Graph, precision: str) -> GraphModule:
+def _float(graph: Graph, precision: str) -> tuple[GraphModule, dict[str, Execution]]:
+    """(`graph` in float; how each of its compute-heavy operations runs)."""
     module = copy_module(graph.module, own_parameters=False)
-    if precision == "bf16":
-        for node in list(module.graph.nodes):
-            if operation(node) is not None and node.target is not torch.ops.aten.add.Tensor:
-                _in_bfloat16(module, node)
-        module.recompile()
-    return module
+    heavy = [node for node in module.graph.nodes if is_compute_heavy(node)]
+    halved = {node for node in heavy if precision == "bf16" and _has_bfloat16(node)}
+    ran = in_float(module, layer_names(graph, target_for("inductor")), lambda node: "bf16" if node in halved else "f32")
+    for node in halved:
+        _in_bfloat16(module, node)
+    module.recompile()
+    return module, ran
+
+
+def _has_bfloat16(node: Node) -> bool:
+    """Recurrent layers return tuples, and Inductor has float kernels alone for them; and so for what has no row."""
+    return operation(node) is not None and isinstance(value(node), Tensor) and bool(value(node).is_floating_point())
 
 
 def _in_bfloat16(module: GraphModule, node: Node) -> None:
     """Let `node` compute in bfloat16, with constants rounded once and for all, and return float32 as before."""
-    if not (isinstance(value(node), Tensor) and value(node).is_floating_point()):
-        return  # recurrent layers return tuples, and Inductor has float kernels alone for them
     for source in node.all_input_nodes:
         if isinstance(value(source), Tensor) and value(source).is_floating_point():
             if source.op == "get_attr":

@@ -108,8 +108,11 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
 
 
 def layer_names(graph: Graph, target: Target) -> dict[str, str]:
-    """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
-    return {site.node: site.layer for site, _ in _placed(graph, target) if site.role != ROLE}
+    """{node: the user's layer} of every compute-heavy operation and of the additions that `target` would quantize.
+
+    No two have the same name: what a layer computes in its second call has "@1" behind it.
+    """
+    return _sited(graph, target) | compute_heavy(graph, target)
 
 
 def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
@@ -117,7 +120,8 @@ def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
 
     Every name is there once: engines tell by it how they run the operation.
     """
-    known, taken = layer_names(graph, target), set(layer_names(graph, target).values())
+    known = _sited(graph, target)
+    taken = set(known.values())
     found = {}
     for node in graph.module.graph.nodes:
         row = operation(node)
@@ -129,6 +133,11 @@ def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
                 taken.add(name)
             found[node.name] = name
     return found
+
+
+def _sited(graph: Graph, target: Target) -> dict[str, str]:
+    """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
+    return {site.node: site.layer for site, _ in _placed(graph, target) if site.role != ROLE}
 
 
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:

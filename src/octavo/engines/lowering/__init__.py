@@ -9,7 +9,7 @@
     what moves values the same, on uint8
 
 Nothing is searched for after the fact: the plan says where the integers are. A row returns whether it could write its
-kernel; if not, the operation runs in float on rounded values, and `executions` says so.
+kernel; if not, the operation runs in float on rounded values. `executions` is read from what was written.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,10 @@ from octavo.engines.lowering.build import Lowering
 from octavo.engines.lowering.chain import chain
 from octavo.engines.lowering.convolution import convolution
 from octavo.engines.lowering.embedding import embedding
+from octavo.engines.lowering.executions import is_compute_heavy
 from octavo.engines.lowering.linear import linear, matmul
 from octavo.engines.lowering.move import moved
-from octavo.network.operations import FLOAT_ONLY, operation, preserves_values
+from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS
 
 aten = torch.ops.aten
@@ -49,6 +50,6 @@ def lower(lowering: Lowering, node: Node) -> None:
         return
     if preserves_values(node) and moved(lowering, node):
         return
-    if (operation(node) is not None and node.target is not aten.add.Tensor) or node.target in FLOAT_ONLY:
-        lowering.ran(node, str(node.target).split(".")[1], "inductor_f32")
     lowering.values[node] = lowering.graph.node_copy(node, lowering.real)
+    if is_compute_heavy(node):
+        lowering.ran(lowering.values[node], node)

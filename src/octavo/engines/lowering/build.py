@@ -14,7 +14,7 @@ from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from octavo.engines.execution import Execution
+from octavo.engines.lowering.executions import mark
 from octavo.network.edit import attribute
 from octavo.network.plan import Quantizer
 from octavo.numerics.affine import QParams, dequantize, quantize
@@ -106,7 +106,7 @@ class Lowering:
     values      {node of the planned graph: a node of the lowered one in float, `Integers`, or a `Weight`}
     attentions  {last product: the attention it completes}
     chains      {a node of the lowered graph: the chain of convolutions that it calls}
-    executions  {user's layer: how it runs} of every compute-heavy operation so far
+    layers      {node of the planned graph: the user's layer}, of every compute-heavy operation
     """
 
     def __init__(self, module: GraphModule, layers: dict[str, str]) -> None:
@@ -115,7 +115,6 @@ class Lowering:
         self.values: dict[Node, Any] = {}
         self.attentions: dict[Node, Any] = {}
         self.chains: dict[Node, Any] = {}
-        self.executions: dict[str, Execution] = {}
 
     def emit(self, operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """The new node `operator(*args, **kwargs)`; its arguments are of the lowered graph."""
@@ -172,11 +171,9 @@ class Lowering:
         u = self.emit(quantize_to_uint8, self.real(source), 1 / grid.scale, grid.zero, grid.low, grid.high)
         return Integers(node=u, grid=grid)
 
-    def ran(self, node: Node, kernel: str, implementation: str) -> None:
-        """Note how the compute-heavy operation `node` of the planned graph runs."""
-        precision = "u8" if implementation.endswith("_i8") else "f32"
-        layer = self.layers.get(node.name, node.name)
-        self.executions[layer] = Execution(kernel=kernel, precision=precision, implementation=implementation)
+    def ran(self, kernel: Node, *nodes: Node) -> None:
+        """Note that `kernel` of the lowered graph computes these compute-heavy operations of the planned one."""
+        mark(kernel, [self.layers[node.name] for node in nodes])
 
 
 def only_reader(node: Node) -> Node | None:

@@ -32,6 +32,7 @@ REAL = Grid(scale=1.0, zero=0, low=0, high=255)  # of results in float32, which 
 class Link:
     """One convolution of a chain.
 
+    node       of the planned graph
     weight     int8 [outputs, inputs or 1, kernel h, kernel w]
     channels   (starts, scales, offsets) of its sums, int32 and float32 [outputs]: what they begin with, are multiplied
                by, and what is added then
@@ -41,6 +42,7 @@ class Link:
                zero, low, high
     """
 
+    node: Node
     weight: Tensor
     channels: tuple[Tensor, Tensor, Tensor]
     depthwise: bool
@@ -90,7 +92,7 @@ def chain(lowering: Lowering, node: Node) -> bool:
     it, source = _with_padding(it, cast(Node, node.args[0]))
     depthwise = it.groups == it.weight.shape[0] > 1 and it.weight.shape[1] == 1
     end = _end(lowering, node, adds=not depthwise)
-    link = _link(it, end, depthwise=depthwise)
+    link = _link(node, it, end, depthwise=depthwise)
     if link is None or (it.groups > 1 and not depthwise) or (end.epilogue.grid is None and depthwise):
         return False
     grown = _grown(lowering, it.x.node, link, alone=len(source.users) == 1)
@@ -98,8 +100,8 @@ def chain(lowering: Lowering, node: Node) -> bool:
         grown = replace(grown, skip=end.skip.node, skip_scale=end.skip_scale)
     result = _call(lowering, grown, to_float=end.epilogue.grid is None)
     lowering.chains[result] = grown
+    lowering.ran(result, *(each.node for each in grown.links))
     finish(lowering, end.epilogue, result)
-    lowering.ran(node, "convolution", "octavo_i8")
     return True
 
 
@@ -159,7 +161,7 @@ def _skip(lowering: Lowering, node: Node, addition: Node) -> Integers | None:
     return lowering.integers(others[0])
 
 
-def _link(it: Convolution, end: End, *, depthwise: bool) -> Link | None:
+def _link(node: Node, it: Convolution, end: End, *, depthwise: bool) -> Link | None:
     """`it` as the kernel has it; None if a result might leave int32, which the kernel does not look out for."""
     grid, weight = end.grid, it.weight.double().flatten(1)
     starts = -it.x.grid.zero * weight.sum(1)
@@ -175,6 +177,7 @@ def _link(it: Convolution, end: End, *, depthwise: bool) -> Link | None:
     low, high = (min(max(bound / grid.scale + grid.zero, grid.low), grid.high) for bound in end.bounds)
     kernel = list(it.weight.shape[2:])
     return Link(
+        node=node,
         weight=it.weight,
         channels=(starts.int(), scales.float(), offsets.float()),
         depthwise=depthwise,

@@ -67,8 +67,8 @@ def convolution(lowering: Lowering, node: Node) -> bool:
         *operands(lowering, it.x, it.weight, it.scales, it.bias),
         it.stride, it.padding, it.dilation, it.groups, *output(end), end.name, list(end.arguments),
     )  # fmt: skip
+    lowering.ran(result, node)
     finish(lowering, end, clipped(lowering, result, end.grid))
-    lowering.ran(node, "convolution", "onednn_i8")
     return True
 
 

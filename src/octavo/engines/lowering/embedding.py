@@ -15,7 +15,7 @@ def embedding(lowering: Lowering, node: Node) -> bool:
         return False
     table, per_row = lowering.constant(weight.integers()), lowering.constant(scales.unsqueeze(1))
     lowering.values[node] = lowering.emit(gather, table, per_row, lowering.real(node.args[1]))
-    lowering.ran(node, "embedding", "gather_i8")
+    lowering.ran(lowering.values[node], node)
     return True
 
 

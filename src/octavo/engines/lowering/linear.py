@@ -85,13 +85,13 @@ def _write_linear(lowering: Lowering, x: Integers, rows: list[_Linear]) -> None:
         if all(b is None for b in biases)
         else torch.cat([torch.zeros(len(s)) if b is None else b for b, s in zip(biases, scales, strict=True)])
     )
-    result = _qlinear(lowering, x, torch.cat([row.integers for row in rows]), torch.cat(scales), bias, rows[0].end)
+    nodes, weight = [row.node for row in rows], torch.cat([row.integers for row in rows])
+    result = _qlinear(lowering, nodes, x, weight, torch.cat(scales), bias, rows[0].end)
     start = 0
     for row in rows:
         size = len(row.scales)
         part = result if len(rows) == 1 else lowering.emit(aten.slice.Tensor, result, -1, start, start + size)
         finish(lowering, row.end, part)
-        lowering.ran(row.node, "linear", "onednn_i8")
         start += size
 
 
@@ -106,13 +106,21 @@ def _towards(row: _Linear, grid: Grid | None) -> tuple[Tensor, Tensor | None]:
 
 
 def _qlinear(
-    lowering: Lowering, x: Integers, weight: Tensor, scales: Tensor, bias: Tensor | None, end: Epilogue
+    lowering: Lowering,
+    nodes: list[Node],
+    x: Integers,
+    weight: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    end: Epilogue,
 ) -> Node:
+    """One kernel for all `nodes`: x [..., in] · weight [out, in]ᵀ, int8."""
     result = lowering.emit(
         torch.ops.octavo.int8_linear.default,
         *operands(lowering, x, weight, scales, bias),
         *output(end), end.name, list(end.arguments), end.algorithm,
     )  # fmt: skip
+    lowering.ran(result, *nodes)
     return clipped(lowering, result, end.grid)
 
 
@@ -125,6 +133,5 @@ def matmul(lowering: Lowering, node: Node) -> bool:
     if x is None or scales is None or weight.real.ndim != 2 or len(shape(node)) < 2:
         return False
     end = epilogue(lowering, node, LINEAR)
-    finish(lowering, end, _qlinear(lowering, x, weight.integers().t().contiguous(), scales, None, end))
-    lowering.ran(node, "linear", "onednn_i8")
+    finish(lowering, end, _qlinear(lowering, [node], x, weight.integers().t().contiguous(), scales, None, end))
     return True

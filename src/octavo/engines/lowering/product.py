@@ -60,7 +60,7 @@ def product(lowering: Lowering, node: Node) -> bool:
         return True
     scale = lhs.grid.scale * rhs.grid.scale
     lowering.values[node] = lowering.emit(multiply, lhs.node, lhs.grid.zero, rhs.node, rhs.grid.zero, scale)
-    lowering.ran(node, "matmul", "octavo_i8")
+    lowering.ran(lowering.values[node], node)
     return True
 
 
@@ -97,8 +97,7 @@ def _attention(lowering: Lowering, found: Attention) -> bool:
     lowering.values[found.values] = result
     if out is not None and end is not None:
         lowering.values[end] = Integers(node=result, grid=out)
-    for node in (found.scores, found.values):
-        lowering.ran(node, "attention", "octavo_i8")
+    lowering.ran(result, found.scores, found.values)
     return True
 
 
