@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
+from octavo.network.bias import with_room_for_biases
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
@@ -139,6 +140,7 @@ def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str 
         except QuantizationError as error:  # numerics knows no names
             site = error.site or quantizer.name
             raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
+    values = with_room_for_biases(graph, plan, values)
     return Params(
         plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)), notes=tuple(notes)
     )
