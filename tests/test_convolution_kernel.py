@@ -40,22 +40,23 @@ class Stage:
         self.zero, self.low, self.high = zero, low, high
         self.weight = torch.randint(-127, 128, (outputs, 1 if depthwise else inputs, *kernel), dtype=torch.int8)
         self.scales = (torch.rand(outputs) + 0.5) * 0.01 / self.weight[0].numel() ** 0.5
-        self.offsets = torch.randn(outputs) * 20 + 100 - self.weight.flatten(1).sum(1) * zero * self.scales
+        self.offsets = torch.randn(outputs) * 20 + 100
 
     def geometry(self) -> list[int]:
         sizes = (*self.kernel, *self.stride, *self.padding, *self.behind)
         return [int(self.depthwise), self.outputs, *sizes, self.zero, self.low, self.high]
 
     def packed(self, to_float):
-        factors = self.scales, self.offsets
+        starts = (-self.zero * self.weight.flatten(1).sum(1)).int()
+        of_channel = starts, self.scales, self.offsets
         if self.depthwise:
-            return pack_depthwise(self.weight, factors)
-        return pack_dense(self.weight, factors, ordered=to_float)
+            return pack_depthwise(self.weight, of_channel)
+        return pack_dense(self.weight, of_channel, ordered=to_float)
 
     def real(self, x):
         """Sums are exact; scaled and offset in one step, to float32."""
         (top, left), (bottom, right) = self.padding, self.behind
-        x = F.pad(x.double(), (left, right, top, bottom), value=self.zero)
+        x = F.pad(x.double() - self.zero, (left, right, top, bottom))
         sums = F.conv2d(x, self.weight.double(), stride=self.stride, groups=self.outputs if self.depthwise else 1)
         scales, offsets = (factor.double()[:, None, None] for factor in (self.scales, self.offsets))
         return (sums * scales + offsets).float()

@@ -14,9 +14,9 @@ from octavo.cli import app
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.recovery.evaluate import Latencies, Latency
-from octavo.workflow import deploy
+from octavo.workflow import deploy, race
 from octavo.workflow.bench import batch_of
-from octavo.workflow.deploy import Choice
+from octavo.workflow.race import Choice
 
 FAST = [name for name in available() if name != "reference"]
 
@@ -68,7 +68,7 @@ def test_it_says_plainly_when_int8_is_not_the_fastest():
 
 def test_a_faster_float_network_is_a_warning(made, monkeypatch):
     found = choice(int8=2.0, f32=1.0)
-    monkeypatch.setattr(deploy, "choose_engine", lambda graph, params: (nn.Identity(), found))
+    monkeypatch.setattr(deploy, "choose_engine", lambda graph, params, check: (nn.Identity(), found))
     with pytest.warns(UserWarning, match="int8 is not the fastest for this network: f32 is"):
         assert octavo.compile(*made, engine="auto").choice is found
 
@@ -84,19 +84,19 @@ def test_an_engine_that_computes_something_else_or_fails_is_out(made, monkeypatc
             raise QuantizationError(asked="compile", seen="the compiler is on strike", remedy="negotiate")
         return compile_one(graph, params, engine="reference")
 
-    monkeypatch.setattr(deploy.engines, "compile", broken)
-    monkeypatch.setattr(deploy, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
+    monkeypatch.setattr(engines, "compile", broken)
+    monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
     _, found = octavo.choose_engine(graph, params)
     assert found.engine == "onnxruntime"
     assert found.rejected["inductor"] == "the compiler is on strike"
-    assert "dB from the simulation, which is" in found.rejected["openvino"]
-    monkeypatch.setattr(deploy, "available", lambda: ("openvino", "inductor", "reference"))
+    assert "dB from the simulation, where rounding accounts for" in found.rejected["openvino"]
+    monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "reference"))
     with pytest.raises(QuantizationError, match=r"the compiler is on strike; use engine=\"reference\""):
         octavo.choose_engine(graph, params)
 
 
 def test_without_engines_the_reference_is_what_there_is(made, monkeypatch):
-    monkeypatch.setattr(deploy, "available", lambda: ("reference",))
+    monkeypatch.setattr(race, "available", lambda: ("reference",))
     network = octavo.compile(*made, engine="auto")
     assert network.choice.engine == "reference"
     assert network.choice.fastest == "int8"

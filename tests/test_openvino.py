@@ -27,6 +27,7 @@ from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS
 from octavo.numerics import Scheme, dequantize, quantize
+from octavo.recovery.evaluate import sqnr_db
 
 MEAN, LARGEST = 3e-4, 3e-2  # of the largest output
 
@@ -183,6 +184,56 @@ def test_recurrent_layers_compute_in_float_from_integer_weights(network, kind, s
         wanted, found = tree_leaves(simulate(graph, params)(batch)), tree_leaves(engine(batch))
     for want, have in zip(wanted, found, strict=True):
         torch.testing.assert_close(have, want, rtol=0, atol=1e-5)  # no activation is rounded: no ties
+
+
+def decibels(engine, reference, batch) -> float:
+    """How far `engine` is from `reference` on one batch; only rounding at ties separates what is right."""
+    args, kwargs = call_arguments(batch)
+    with torch.no_grad():
+        return min(
+            sqnr_db(want, have)
+            for want, have in zip(
+                tree_leaves(reference(*args, **kwargs)), tree_leaves(engine(*args, **kwargs)), strict=True
+            )
+        )
+
+
+def _concat(self, x):
+    return self.last(torch.cat([self.second(x), self.first(x)], 1))
+
+
+def _normalized(self, x):
+    return self.last(self.norm(torch.cat([self.first(x), self.second(x)], 1)))
+
+
+def _chained(self, x):
+    y = F.relu(self.first(x))
+    return self.last(torch.cat([y, self.second(x) - self.first(x)], 1))
+
+
+def _unsqueezed(self, x):
+    return self.last(
+        torch.cat([self.first(x), self.second(x)], 1).flatten(1).unsqueeze(1).unsqueeze(1).expand(-1, 16, 2, -1)
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("scheme", [None, Scheme(), Scheme(bits=6), Scheme(bits=7, full_range=True)])
+@pytest.mark.parametrize("forward", [_concat, _normalized, _chained, _unsqueezed])
+def test_convolutions_of_signed_activations(network, forward, scheme, groups) -> None:
+    """OpenVINO 2026.4 computes those of int8 wrongly behind a concat, an unsqueeze or a norm: 3 to 11 dB."""
+    model = network(
+        forward,
+        first=nn.Conv2d(3, 8, 3, padding=1),
+        second=nn.Conv2d(3, 8, 1),
+        norm=nn.GroupNorm(4, 16),
+        last=nn.Conv2d(16, 16, 3, padding=1, groups=groups),
+    )
+    rules = [EVERYTHING] if scheme is None else [Rule("*", role="input", scheme=scheme), EVERYTHING]
+    graph, params = prepared(model, torch.randn(8, 3, 9, 8), rules)
+    engine = compile_openvino(graph, params, threads=1)
+    assert decibels(engine, simulate(graph, params), 2 * torch.randn(3, 3, 9, 8)) >= 40
+    assert all(execution.on_integers for execution in engine.executions().values())
 
 
 def test_one_dimensional_and_transposed_convolutions(network) -> None:

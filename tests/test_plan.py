@@ -302,27 +302,26 @@ def test_readers_with_different_schemes_do_not_share(network) -> None:
     assert sites(plan)["a.input"] == ["a.input"]
 
 
-def test_a_concat_has_a_common_range(network) -> None:
+def test_a_concat_has_a_common_range_and_who_reads_a_part_alone_one_of_its_own(network) -> None:
     def forward(s, x):
         left, right = x.tanh(), x.exp()
-        return s.a(torch.cat([left, right], 1)), s.b(left)
+        return s.a(torch.cat([left, right], 1)), s.b(left), s.c(left)
 
-    plan = planned(network(forward, a=nn.Linear(8, 4), b=nn.Linear(4, 4)), rows)
-    shared = named(plan, "a.input")
-    assert [(edge.source, edge.user) for edge in shared.edges] == [
-        ("tanh", "cat"),
-        ("exp", "cat"),
-        ("tanh", "linear_1"),
-    ]
-    assert [site.name for site in shared.sites] == ["a.input", "b.input"]
+    plan = planned(network(forward, a=nn.Linear(8, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4)), rows)
+    shared, own = named(plan, "a.input"), named(plan, "b.input")
+    assert [(edge.source, edge.user) for edge in shared.edges] == [("tanh", "cat"), ("exp", "cat")]
+    assert [(edge.source, edge.user) for edge in own.edges] == [("tanh", "linear_1"), ("tanh", "linear_2")]
+    assert (sites(plan)["a.input"], sites(plan)["b.input"]) == (["a.input"], ["b.input", "c.input"])
 
 
-def test_two_concats_of_one_tensor_tie_all_their_inputs(network) -> None:
+def test_who_reads_a_concat_through_another_shares_its_rounding(network) -> None:
+    """What both read is handed over by one edge, from the tensor to the first concat."""
+
     def forward(s, x):
-        left, middle, right = x.tanh(), x.exp(), x.sin()
-        return s.a(torch.cat([left, middle], 1)), s.b(torch.cat([middle, right], 1))
+        both = torch.cat([x.tanh(), x.exp()], 1)
+        return s.a(both), s.b(torch.cat([both, x.sin()], 1))
 
-    plan = planned(network(forward, a=nn.Linear(8, 4), b=nn.Linear(8, 4)), rows)
+    plan = planned(network(forward, a=nn.Linear(8, 4), b=nn.Linear(12, 4)), rows)
     assert {edge.source for edge in named(plan, "a.input").edges} == {"tanh", "exp", "sin"}
     assert sites(plan)["a.input"] == ["a.input", "b.input"]
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.rule import Rule
 from octavo.workflow.recipe import first_inputs
@@ -298,8 +299,8 @@ def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end
 
 def test_on_the_engine_that_is_deployed(case) -> None:
     result = octavo.quantize(**case, max_drop=0.2, progress=False)
-    assert result.engine == "openvino"
-    assert type(result.model).__name__ == "OpenVINOModel"
+    assert result.engine in {*available()} - {"reference"}  # which one is fastest here is measured
+    assert type(result.model) is type(octavo.compile(result.graph, result.params, engine=result.engine))
 
 
 def test_an_unknown_engine_lists_those_there_are(case) -> None:

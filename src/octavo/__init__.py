@@ -27,8 +27,9 @@ from octavo.recovery.objective import distance, divergence
 from octavo.recovery.repair import REPAIRS, repair
 from octavo.recovery.schedule import Schedule
 from octavo.recovery.trainable import trainable, trained
-from octavo.workflow.deploy import choose_engine, compile, export
+from octavo.workflow.deploy import compile, export
 from octavo.workflow.outcome import Result
+from octavo.workflow.race import choose_engine
 from octavo.workflow.recipe import quantize
 from octavo.workflow.verify import Distance, verify
 

@@ -16,4 +16,4 @@ class QuantizationError(Exception):
         super().__init__(f"{where}asked to {asked}, but {seen}; {remedy}.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(QuantizationError, asked=self.asked, seen=self.seen, remedy=self.remedy, site=self.site), ()
+        return partial(type(self), asked=self.asked, seen=self.seen, remedy=self.remedy, site=self.site), ()

@@ -24,6 +24,7 @@ class Engine:
 
     compiler    whether it needs a C++ compiler
     vectorized  whether its products of integers are the CPU's own, with the CPU's limits
+    near_tie    how far from a tie, in steps, a value may lie that it rounds the other way than the simulation
     """
 
     module: str
@@ -31,6 +32,7 @@ class Engine:
     packages: tuple[str, ...] = ()
     compiler: bool = False
     vectorized: bool = True
+    near_tie: float = 2**-10  # float32 sums in another order, other polynomials: 2⁻¹⁴ and less (docs/engines.md)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ ENGINES: dict[str, Engine] = {
         module="octavo.engines.onnxruntime",
         function="compile_onnxruntime",
         packages=("onnx", "onnxscript", "onnxruntime"),
+        near_tie=2**-5,  # it rounds biases to the unit of the sums, and pooled values and sums once more
     ),
     "reference": Engine(module="octavo.engines.reference", function="compile_reference", vectorized=False),
 }

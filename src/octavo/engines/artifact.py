@@ -4,6 +4,7 @@
     network.json         the graph, the plan and what each tensor is
     tensors.safetensors  integers where a tensor is quantized, float elsewhere; each once, named after its content
     model.onnx           for engines that read ONNX; its weights lie in tensors.safetensors
+    samples.safetensors  a few inputs, and what the simulation returns for them: what an engine is checked by
 
 Any engine can be compiled from it, on any machine: integer weights are unpacked to the same integers as before. Nothing
 in it is executed. The digests tell accidents, not forgery: they are part of what a forger could write.
@@ -23,17 +24,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from octavo import engines
+from octavo.engines.check import Outputs
 from octavo.engines.container import MANIFEST, Manifest, read_container, write_container
+from octavo.engines.evidence import evidence, from_evidence, remember_check, was_checked
+from octavo.engines.faults import compile_right
 from octavo.engines.store import TensorStore, onnx_with_tensors
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.origin import origin_of
 from octavo.network.plan import Plan
 from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
+from octavo.network.samples import CallRecord
 from octavo.numerics.affine import QParams, dequantize, quantize
 
-NETWORK, TENSORS, ONNX = "network.json", "tensors.safetensors", "model.onnx"
+NETWORK, TENSORS, ONNX, SAMPLES = "network.json", "tensors.safetensors", "model.onnx", "samples.safetensors"
 READS_ONNX = ("openvino", "onnxruntime")
 
 
@@ -65,14 +71,17 @@ class NetworkRecord(BaseModel):
     method: str
     tensors: dict[str, StoredTensor]
     params: dict[str, StoredParams]
+    notes: tuple[str, ...] = ()
+    samples: list[CallRecord] = []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """What a saved network holds.
 
-    engine  the one that it was saved for
-    onnx    its model, for engines that read one
+    engine    the one that it was saved for
+    onnx      its model, for engines that read one
+    expected  what the simulation returned for `params.samples` where it was saved, if that was kept
     """
 
     graph: Graph
@@ -80,6 +89,7 @@ class Artifact:
     engine: str
     manifest: Manifest
     onnx: onnx.ModelProto | None
+    expected: Outputs | None = None
 
 
 def save(
@@ -104,14 +114,17 @@ def save(
             remedy="choose one of them",
         )
     store = TensorStore()
+    samples, shown = evidence(graph, params)
     record = NetworkRecord(
         graph=graph_record(graph),
         plan=params.plan,
         method=params.method,
         tensors=_store_tensors(graph, params, store),
         params={name: _store_params(found, store) for name, found in params.values.items()},
+        notes=params.notes,
+        samples=samples,
     )
-    files = {NETWORK: record.model_dump_json().encode()}
+    files = {NETWORK: record.model_dump_json().encode(), SAMPLES: shown}
     if engine in READS_ONNX:
         from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
 
@@ -151,22 +164,36 @@ def _store_params(found: QParams, store: TensorStore) -> StoredParams:
     return StoredParams(scale=store.add(found.scale), zero_point=store.add(found.zero_point))
 
 
-def load(path: str | PathLike[str], *, engine: str | None = None, **options: Any) -> "engines.Compiled":
+def load(
+    path: str | PathLike[str], *, engine: str | None = None, check: bool = True, **options: Any
+) -> "engines.Compiled":
     """The network that `save` wrote, compiled for this machine and called like the user's model.
 
     engine   None is the one that it was saved for
+    check    compare it with what the simulation returned where it was saved, unless that held before for this file, CPU
+             and version of the engine; see `octavo.compile`
     options  of that engine's compile function
-    raises   QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version
+    raises   QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version, and for
+             an engine that computes something else
     """
-    return compiled(read(path), engine=engine, **options)
+    return compiled(read(path), engine=engine, check=check, **options)
 
 
-def compiled(artifact: Artifact, *, engine: str | None = None, **options: Any) -> "engines.Compiled":
+def compiled(
+    artifact: Artifact, *, engine: str | None = None, check: bool = True, **options: Any
+) -> "engines.Compiled":
     """`load`, of what is read already."""
     engine = engine or artifact.engine
+    graph, params = artifact.graph, artifact.params
     if engine in READS_ONNX and artifact.onnx is not None:
         options["network"] = artifact.onnx
-    return engines.compile(artifact.graph, artifact.params, engine=engine, **options)
+    if not check or was_checked(artifact.manifest.digest, engine, options):
+        return engines.compile(graph, params, engine=engine, **options)
+    network = compile_right(graph, params, engine=engine, expected=artifact.expected, **options)
+    origin = origin_of(network)
+    if origin is not None and origin.params is params:  # nothing had to be left in float
+        remember_check(artifact.manifest.digest, engine, options)
+    return network
 
 
 def read(path: str | PathLike[str]) -> Artifact:
@@ -182,12 +209,14 @@ def read(path: str | PathLike[str]) -> Artifact:
         }
         real = {name: _real(at, tensors, values) for name, at in record.tensors.items()}
         model = onnx.load_model_from_string(files[ONNX]) if ONNX in files else None
+        samples, expected = from_evidence(record.samples, files[SAMPLES]) if SAMPLES in files else ((), None)
         return Artifact(
             graph=graph_of(record.graph, real),
-            params=Params(plan=record.plan, values=values, method=record.method),
+            params=Params(plan=record.plan, values=values, method=record.method, notes=record.notes, samples=samples),
             engine=manifest.engine,
             manifest=manifest,
             onnx=None if model is None else onnx_with_tensors(model, files[TENSORS]),
+            expected=expected,
         )
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from octavo.errors import QuantizationError
 
 MANIFEST = "manifest.json"
-SCHEMA = 1  # raised when files written before cannot be read any more, or older versions cannot read new ones
+SCHEMA = 2  # raised when files written before cannot be read any more, or older versions cannot read new ones
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry of a zip: the same network gives the same file
 _DEFLATED = {".json": zipfile.ZIP_DEFLATED, ".onnx": zipfile.ZIP_DEFLATED}
 
@@ -37,6 +37,11 @@ class Manifest(BaseModel):
     engine: str
     versions: dict[str, str]
     files: dict[str, FileFacts]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that the files hold."""
+        return sha256(self.model_dump_json(include={"files"}).encode()).hexdigest()
 
 
 class _Version(BaseModel):

@@ -111,8 +111,9 @@ def _convolution(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, scales:
     return out.movedim(-1, 1)
 
 
-def _convolutions(x: Tensor, skip: Tensor | None, skip_scale: float, weights: list[Tensor], scales: list[Tensor],
-                  offsets: list[Tensor], geometry: list[int], to_float: bool) -> Tensor:  # fmt: skip
+def _convolutions(x: Tensor, skip: Tensor | None, skip_scale: float, weights: list[Tensor], starts: list[Tensor],
+                  scales: list[Tensor], offsets: list[Tensor], geometry: list[int],
+                  to_float: bool) -> Tensor:  # fmt: skip
     facts = len(geometry) // len(weights)
     channels, height, width = x.shape[1:]
     for at in range(0, len(geometry), facts):

@@ -61,7 +61,7 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
 
         def make(quantizer: Quantizer) -> nn.Module:
             if not quantizer.constant:
-                return Activation(values[quantizer.name])
+                return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, params))
             weight = attribute(graph.module, constants[quantizer.edges[0].source])
             return quantized_weight(weight, values[quantizer.name])
 
@@ -72,6 +72,20 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
     module.delete_all_unused_submodules()
     module.recompile()
     return module
+
+
+def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:
+    """Whether signed integers are written 128 higher: those that convolutions read, but for TensorRT.
+
+    OpenVINO 2026.4 computes a convolution of int8 wrongly behind a concat, an unsqueeze or a norm (3 to 11 dB from the
+    simulation). Products keep int8, which is faster there; transposed convolutions too, whose only kernel it is;
+    TensorRT accepts no zero-point but 0.
+    """
+    convolved = any(site.operation in _CONVOLUTIONS and site.role == "input" for site in quantizer.sites)
+    return convolved and params.plan.target.name != "tensorrt"
+
+
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 
 
 def _annotate_layers(module: GraphModule, graph: Graph, params: Params | None) -> None:

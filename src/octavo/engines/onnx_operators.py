@@ -22,16 +22,19 @@ class Activation(nn.Module):
 
     QuantizeLinear saturates at the ends of int8 or uint8. A scheme that stops earlier (the paper's −127, fewer bits)
     needs a Clip before it.
+
+    as_uint8  store signed integers 128 higher: the same real values, in the type that convolutions of CPUs multiply
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, params: QParams) -> None:
+    def __init__(self, params: QParams, *, as_uint8: bool = False) -> None:
         super().__init__()
-        self.dtype = params.scheme.dtype
+        raised = as_uint8 and params.scheme.signed
+        self.dtype = torch.uint8 if raised else params.scheme.dtype
         self.register_buffer("scale", params.scale.clone())
-        self.register_buffer("zero_point", params.zero_point.to(self.dtype))
+        self.register_buffer("zero_point", (params.zero_point + 128 * raised).to(self.dtype))
         self.clip = _clip_bounds(params)
 
     def forward(self, x: Tensor) -> Tensor:

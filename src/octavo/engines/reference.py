@@ -22,6 +22,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
+from octavo.network.inputs import Numbers
 from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
@@ -74,7 +75,7 @@ def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     module = insert(graph, params.plan, make)
     layers = compute_heavy(graph, params.plan.target)
     executions = {layers[node.name]: _execution(module, node) for node in module.graph.nodes if node.name in layers}
-    return ReferenceModel(module, tuple(graph.example_kwargs), executions)
+    return ReferenceModel(module, tuple(graph.example_kwargs), Numbers(graph), executions)
 
 
 def _execution(module: GraphModule, node: Node) -> Execution:
@@ -95,9 +96,15 @@ def _gives_integers(module: GraphModule, source: Any) -> bool:
 class ReferenceModel(nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
-    def __init__(self, module: GraphModule, keywords: tuple[str, ...], executions: dict[str, Execution]) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        keywords: tuple[str, ...],
+        numbers: Numbers,
+        executions: dict[str, Execution],
+    ) -> None:
         super().__init__()
-        self.module, self.keywords, self._executions = module, keywords, executions
+        self.module, self.keywords, self.numbers, self._executions = module, keywords, numbers, executions
 
     def executions(self) -> dict[str, Execution]:
         """{user's layer: how it runs} for every compute-heavy operation."""
@@ -105,6 +112,7 @@ class ReferenceModel(nn.Module):
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.numbers.check(args, kwargs)
         inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
         out = _IntegerInterpreter(self.module).run(*inputs, enable_io_processing=False)
         return self.module.graph.process_outputs(out)

@@ -16,6 +16,7 @@ from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, TreeSpec, t
 
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
+from octavo.network.inputs import Indices, Numbers, Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Signature:
     dtypes   of every input that is a tensor
     outputs  for every leaf of the output, the name of a tensor or a `Constant`
     spec     how the leaves of the output are put together
+    numbers, sizes, indices  what a call is checked against
     """
 
     entry: GraphModule
@@ -34,12 +36,17 @@ class Signature:
     dtypes: Mapping[str, torch.dtype]
     outputs: "tuple[str | Constant, ...]"
     spec: TreeSpec
+    numbers: Numbers
+    sizes: Sizes
+    indices: Indices
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a call by name; torch's own error if the call does not fit the network.
 
-        raises  QuantizationError for a tensor of another dtype than the network was captured with
+        raises  QuantizationError for a tensor of another dtype or size than the network was captured with, for another
+                number, and for an index of an embedding that has no such row
         """
+        self.numbers.check(args, kwargs)
         leaves = self.entry(*args, **kwargs)
         tensors = {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
         for name, tensor in tensors.items():
@@ -50,6 +57,8 @@ class Signature:
                     remedy=f"pass {name}.to({self.dtypes[name]})",
                     site=name,
                 )
+        self.sizes.check(tensors)
+        self.indices.check(tensors)
         return tensors
 
     def arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
@@ -89,6 +98,9 @@ def signature_of(graph: Graph) -> Signature:
         dtypes={str(node.target): node.meta["val"].dtype for node in inputs if isinstance(node.meta["val"], Tensor)},
         outputs=_outputs(nodes[-1], info.out_spec, {str(node.target) for node in inputs}),
         spec=info.out_spec,
+        numbers=Numbers(graph),
+        sizes=Sizes(graph),
+        indices=Indices(graph),
     )
 
 

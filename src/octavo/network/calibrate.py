@@ -1,8 +1,9 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
 import math
-from collections.abc import Iterable, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -15,29 +16,52 @@ from torch.utils._pytree import tree_map
 from octavo.errors import QuantizationError
 from octavo.network.bias import with_room_for_biases
 from octavo.network.edit import attribute
+from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
+from octavo.network.join import joined
 from octavo.network.operations import NEGATIVE_LOBE
 from octavo.network.plan import Plan, Quantizer
-from octavo.network.ranks import merged_over_ranks
+from octavo.network.ranks import by_first, merged_over_ranks
+from octavo.network.samples import Call, Samples
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.ranges import RangeMethod, max_range, method
 
-Stats = Mapping[str, Histogram]
+
+@dataclass(frozen=True, eq=False)  # equal to any mapping with the same histograms
+class Stats(Mapping[str, Histogram]):
+    """What calibration saw: {quantizer: histogram}, and a few of the inputs themselves.
+
+    samples  the arguments of a few calls, some samples together: see `octavo.network.samples`
+    """
+
+    histograms: Mapping[str, Histogram]
+    samples: tuple[Call, ...] = ()
+
+    def __getitem__(self, name: str) -> Histogram:
+        return self.histograms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.histograms)
+
+    def __len__(self) -> int:
+        return len(self.histograms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """The scale and zero-point of every quantizer of `plan`, chosen by `method`.
 
-    notes  where a rule overruled the method, and why
+    notes    where a rule overruled the method, or an engine the plan, and why
+    samples  a few of the inputs that calibration saw: every engine is checked on them
     """
 
     plan: Plan
     values: Mapping[str, QParams]
     method: str
     notes: tuple[str, ...] = ()
+    samples: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
@@ -63,7 +87,7 @@ class _Observer(nn.Module):
 
 
 def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
-    """{quantizer: histogram of every value it saw}: one pass over `batches` serves every calibration method.
+    """{quantizer: histogram of every value it saw}, and a few inputs: one pass over `batches` serves every method.
 
     Under torch.distributed every rank observes its own share, and all return the histograms of the whole: bit for bit
     those of one process, because counts are integers.
@@ -77,13 +101,13 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
     def make(quantizer: Quantizer) -> nn.Module:
         return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
 
-    watched = insert(graph, plan, make, own_parameters=False)
+    watched, samples = insert(graph, plan, make, own_parameters=False), Samples(graph)
     total = len(batches) if isinstance(batches, Sized) else None
     seen, error = 0, None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), without_autocast():
             for batch in track(batches, "calibrating", total=total, disable=not progress):
-                _run(graph, watched, batch, seen)
+                _run(graph, watched, batch, seen, samples)
                 seen += 1
     except QuantizationError as found:
         error = found
@@ -94,11 +118,12 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
             seen="the calibration data is empty",
             remedy="give at least one batch (an iterator that was used up gives none: pass a list or a loader)",
         )
-    return MappingProxyType(histograms)
+    return Stats(MappingProxyType(histograms), by_first(lambda: tuple(samples.calls)))
 
 
-def _run(graph: Graph, watched: nn.Module, batch: Any, number: int) -> None:
+def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
     args, kwargs = network_inputs(graph, batch)
+    samples.show(args, kwargs)
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
     args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     try:
@@ -112,8 +137,13 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int) -> None:
         ) from error
 
 
-def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str = max_range) -> Params:
+def choose_params(
+    graph: Graph, plan: Plan, stats: Mapping[str, Histogram], by: RangeMethod | str = max_range
+) -> Params:
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
+
+    The plan of what comes back has fewer quantizers, where a tensor that is read alone and through a concat can have
+    one scale for both.
 
     The range of a GELU and its like ends at 10, if the few integers below zero would be lost otherwise (§5.3, GELU10):
     `Params.notes` says where.
@@ -125,25 +155,42 @@ def choose_params(graph: Graph, plan: Plan, stats: Stats, by: RangeMethod | str 
     check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    values, notes = {}, []
+    notes: dict[str, str] = {}
+
+    def ranges(quantizer: Quantizer, histogram: Histogram) -> QParams:
+        low, high = choose(histogram, quantizer.scheme)
+        clipped = _clipped(quantizer, nodes, low, high)
+        if clipped != (low, high):
+            notes[quantizer.name] = f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}"
+        return params_from_range(*clipped, quantizer.scheme)
+
+    values = {}
     for quantizer in plan.quantizers:
-        try:
+        with _naming(quantizer.name):
             if quantizer.constant:
                 weight = attribute(graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
             else:
-                low, high = choose(_seen(stats, quantizer.name), quantizer.scheme)
-                clipped = _clipped(quantizer, nodes, low, high)
-                if clipped != (low, high):
-                    notes.append(f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}")
-                values[quantizer.name] = params_from_range(*clipped, quantizer.scheme)
-        except QuantizationError as error:  # numerics knows no names
-            site = error.site or quantizer.name
-            raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
+                values[quantizer.name] = ranges(quantizer, _seen(stats, quantizer.name))
+    plan, values = joined(plan, values, stats, ranges)
     values = with_room_for_biases(graph, plan, values)
     return Params(
-        plan=plan, values=MappingProxyType(values), method=getattr(choose, "__name__", str(choose)), notes=tuple(notes)
+        plan=plan,
+        values=MappingProxyType(values),
+        method=getattr(choose, "__name__", str(choose)),
+        notes=tuple(note for name, note in notes.items() if name in values),
+        samples=stats.samples if isinstance(stats, Stats) else (),
     )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors of numerics, which knows no names, with the name of the quantizer."""
+    try:
+        yield
+    except QuantizationError as error:
+        site = error.site or name
+        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 CLIP = 10.0  # where the paper ends the range of GELU
@@ -161,7 +208,7 @@ def _clipped(quantizer: Quantizer, nodes: Mapping[str, Node], low: float, high: 
     return max(low, -CLIP), CLIP
 
 
-def _seen(stats: Stats, name: str) -> Histogram:
+def _seen(stats: Mapping[str, Histogram], name: str) -> Histogram:
     histogram = stats.get(name)
     if histogram is None or histogram.count == 0:
         raise QuantizationError(

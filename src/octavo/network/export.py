@@ -56,7 +56,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes
     """
     dynamic_shapes = _dynamic_shapes(model, args, kwargs, axes) if axes else None
     try:
-        with _quiet(), _without_fused_transformers():
+        with _quiet(), _without_fused_transformers(), without_autocast():
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             exported = exported.run_decompositions({})
             _check_stateless(exported.graph_signature)
@@ -131,6 +131,13 @@ def _without_fused_transformers() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """In the precision of the network itself: autocast would be written into the graph, or change what is compared."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _check_stateless(signature: ExportGraphSignature) -> None:

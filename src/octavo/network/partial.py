@@ -9,8 +9,9 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.insert import check_belongs
+from octavo.network.join import together
 from octavo.network.outputs import ROLE
-from octavo.network.plan import Plan, make_plan
+from octavo.network.plan import Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
 
 
@@ -67,7 +68,10 @@ def _with_scales_of(params: Params, plan: Plan) -> Params:
     scheme, although one of them alone might have been seen to be never negative.
     """
     full = {site: quantizer for quantizer in params.plan.quantizers for site in quantizer.sites}
-    quantizers = tuple(replace(part, scheme=full[part.sites[0]].scheme) for part in plan.quantizers)
+    parts: dict[str, list[Quantizer]] = {}
+    for part in plan.quantizers:
+        parts.setdefault(full[part.sites[0]].name, []).append(part)
+    quantizers = tuple(together(own, full[own[0].sites[0]].scheme) for own in parts.values())
     values = {part.name: params.values[full[part.sites[0]].name] for part in quantizers}
     return replace(params, plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values))
 

@@ -2,8 +2,9 @@
 
 A read is followed back through operations that do not change values (reshape, transpose, max-pool, slice, zero padding,
 concat) to where the tensor is produced. The readers of one produced tensor share a quantizer; the inputs of a concat
-share one too, because its output can have only one scale. The way back stops where a reader on the way wants the float
-value.
+share one too, because its output can have only one scale. Who reads one of those inputs alone has a quantizer of its
+own; `join.py` decides, when the ranges are known, whether it stays. The way back stops where a reader on the way wants
+the float value.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class Group:
     sites: tuple[Site, ...]
 
 
-_Key = tuple[Node | str, Scheme]
+_Key = tuple[object, Scheme]
 
 
 def shared_reads(reads: Sequence[Read]) -> list[Group]:
@@ -53,12 +54,11 @@ def shared_reads(reads: Sequence[Read]) -> list[Group]:
     paths = [list(_edges(read.source, read.node, read.scheme, wanted)) for read in reads]
     parents: dict[_Key, _Key] = {}
     for read, path in zip(reads, paths, strict=True):
-        first, *others = (_key(source, read.scheme) for source, _ in path)
-        for other in others:
-            parents[_root(parents, other)] = _root(parents, first)
+        for edge in path:  # what two reads are handed over by one edge is rounded once
+            parents[_root(parents, (edge, read.scheme))] = _root(parents, _key(path, read.scheme))
     groups: dict[_Key, list[int]] = {}
     for index, (read, path) in enumerate(zip(reads, paths, strict=True)):
-        groups.setdefault(_root(parents, _key(path[0][0], read.scheme)), []).append(index)
+        groups.setdefault(_root(parents, _key(path, read.scheme)), []).append(index)
     return [_group([reads[i] for i in members], [paths[i] for i in members]) for members in groups.values()]
 
 
@@ -72,9 +72,9 @@ def _group(reads: list[Read], paths: list[list[tuple[Node, Node]]]) -> Group:
     )
 
 
-def _key(source: Node, scheme: Scheme) -> _Key:
+def _key(path: list[tuple[Node, Node]], scheme: Scheme) -> _Key:
     """What reads must have in common to share a quantizer; tied weights are read by several nodes of one target."""
-    return (str(source.target) if source.op == "get_attr" else source), scheme
+    return frozenset(str(source.target) if source.op == "get_attr" else source for source, _ in path), scheme
 
 
 def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:

@@ -1,10 +1,13 @@
 """Simulation: the float network that rounds where the integers will. For scoring and for training, never for timing."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.inputs import Numbers
 from octavo.network.insert import insert
 from octavo.network.origin import SIMULATION, Origin, remember
 from octavo.network.plan import Quantizer
@@ -37,16 +40,28 @@ def simulate(graph: Graph, params: Params) -> GraphModule:
     """
 
     def make(quantizer: Quantizer) -> nn.Module:
-        return FakeQuantize(params.values[quantizer.name]).to(_device(graph))
+        return FakeQuantize(params.values[quantizer.name]).to(device_of(graph))
 
     module = insert(graph, params.plan, make)
     vars(module)["extra_repr"] = _purpose
+    module.register_forward_pre_hook(_CheckNumbers(graph), with_kwargs=True)
     return remember(module, Origin(graph=graph, params=params, engine=SIMULATION))
+
+
+class _CheckNumbers:
+    """Before every call: that the arguments which are no tensors are those of the captured network."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.numbers = Numbers(graph)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.numbers.check(args, kwargs)
 
 
 def _purpose() -> str:
     return "simulation of the integers in float: to score and to train, slower than the float network; never time it"
 
 
-def _device(graph: Graph) -> str:
+def device_of(graph: Graph) -> str:
+    """Where the parameters of `graph` are; "cpu" if it has none."""
     return str(next((p.device for p in graph.module.parameters()), "cpu"))

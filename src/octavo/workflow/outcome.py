@@ -178,7 +178,7 @@ def summary(result: Result) -> str:
         lines.append(f"{told}.")
     if result.params.notes:
         more = f" ({len(result.params.notes) - 1} more in notes)" if len(result.params.notes) > 1 else ""
-        lines.append(f"A rule chose ranges: {result.params.notes[0]}{more}.")
+        lines.append(f"Noted: {result.params.notes[0]}{more}.")
     if result.too_few and verdict.interval:
         lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
     if verdict.interval is None and result.reference.samples is None:

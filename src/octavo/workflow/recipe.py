@@ -23,6 +23,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, observe
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture, network_inputs
+from octavo.network.origin import origin_of
 from octavo.network.plan import Plan, make_plan
 from octavo.network.ranks import by_first, is_first
 from octavo.network.rule import EVERYTHING, Rule
@@ -33,10 +34,21 @@ from octavo.workflow.cluster import measured_on
 from octavo.workflow.digest import digest_of_batch, digest_of_graph
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.outcome import Result, rung_records
+from octavo.workflow.race import engine_for
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
 from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
-from octavo.workflow.trial import Bench, Candidate, Train, candidate_of, engine_named, network_of, parts_of, source_of
+from octavo.workflow.trial import (
+    AUTO,
+    Bench,
+    Candidate,
+    Train,
+    candidate_of,
+    engine_named,
+    network_of,
+    parts_of,
+    source_of,
+)
 from octavo.workflow.view import View
 
 REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
@@ -72,7 +84,7 @@ def quantize(
     max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
     example       by default the first calibration batch, without what `forward` does not take
     rules, target see `make_plan`; by default everything, for the engine
-    engine        that candidates are scored on: "auto" takes the fastest installed, else the simulation
+    engine        that candidates are scored on: "auto" measures which is the fastest here that is right
     prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
     train         (module) → trains it in place, by `octavo.fit` or any loop: the last rung. The module is the network
                   with rounding in it, called like the model
@@ -87,10 +99,12 @@ def quantize(
     engine = engine_named(engine)
     road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
     graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
-    plan = make_plan(graph, rules, target=target or target_for(engine))
     with _folder(out) as folder:
-        stats = _statistics(folder, graph, plan, batches, progress)
         some = by_first(lambda: _some(graph, batches))
+        if engine == AUTO:
+            engine = engine_for(folder, graph, rules, target, some)
+        plan = make_plan(graph, rules, target=target or target_for(engine))
+        stats = _statistics(folder, graph, plan, batches, progress)
         done: dict[Candidate, tuple[Graph, Params]] = {}
 
         def bench(study: Study, reference: Score) -> Bench:
@@ -184,9 +198,12 @@ def walked(search: Search, road: Road) -> Findings:
 
 def _result(found: Findings, bench: Bench) -> Result:
     graph, params = parts_of(bench, candidate_of(found.best))
+    network = network_of(graph, params, bench.engine)
+    origin = origin_of(network)
+    params = origin.params if origin is not None and origin.params is not None else params  # less, on some engines
     return Result(
         met=found.verdict.met,
-        model=network_of(graph, params, bench.engine),
+        model=network,
         graph=graph,
         params=params,
         engine=bench.engine,

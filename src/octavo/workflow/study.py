@@ -17,6 +17,8 @@ import torch
 from filelock import FileLock
 
 from octavo.errors import QuantizationError
+from octavo.network import samples
+from octavo.network.calibrate import Stats
 from octavo.numerics.histogram import Histogram
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
@@ -213,17 +215,22 @@ def _trial(row: tuple[Any, ...]) -> Trial:
 
 
 def pack_stats(stats: Mapping[str, Histogram]) -> bytes:
-    """Histograms as safetensors, after the SHA-256 of those bytes; one that has several names is stored once."""
+    """Histograms and samples as safetensors, after the SHA-256 of those bytes; a histogram of several names once."""
     different = {id(histogram): histogram.state() for histogram in stats.values()}
     sites = json.dumps({name: list(different).index(id(histogram)) for name, histogram in stats.items()})
     tensors = {f"{n}.{part}": tensor for n, state in enumerate(different.values()) for part, tensor in state.items()}
     tensors["sites"] = torch.frombuffer(bytearray(sites.encode()), dtype=torch.uint8)
+    records, values = samples.packed(stats.samples if isinstance(stats, Stats) else ())
+    if records:
+        calls = json.dumps([record.model_dump() for record in records])
+        tensors["calls"] = torch.frombuffer(bytearray(calls.encode()), dtype=torch.uint8)
+        tensors |= {f"call.{name}": value for name, value in values.items()}
     packed = safetensors.torch.save(tensors)
     return sha256(packed).digest() + packed
 
 
-def unpack_stats(data: bytes) -> Mapping[str, Histogram]:
-    """The histograms that `pack_stats` stored; names that shared one share one again.
+def unpack_stats(data: bytes) -> Stats:
+    """The histograms and samples that `pack_stats` stored; names that shared one share one again.
 
     raises  QuantizationError if a single bit is not as it was
     """
@@ -237,4 +244,9 @@ def unpack_stats(data: bytes) -> Mapping[str, Histogram]:
     sites: dict[str, int] = json.loads(tensors["sites"].numpy().tobytes())
     states = [{part: tensors[f"{n}.{part}"] for part in Histogram().state()} for n in range(len({*sites.values()}))]
     histograms = [Histogram.from_state(state) for state in states]
-    return MappingProxyType({name: histograms[number] for name, number in sites.items()})
+    calls = json.loads(tensors["calls"].numpy().tobytes()) if "calls" in tensors else []
+    values = {name.removeprefix("call."): tensor for name, tensor in tensors.items() if name.startswith("call.")}
+    return Stats(
+        MappingProxyType({name: histograms[number] for name, number in sites.items()}),
+        samples.unpacked([samples.CallRecord.model_validate(call) for call in calls], values),
+    )

@@ -11,7 +11,8 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from octavo.engines import available, compile
+from octavo.engines import available
+from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params, Stats, choose_params
@@ -26,6 +27,7 @@ from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
 
 Train = Callable[[nn.Module], object]
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,8 @@ def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
 
 
 def network_of(graph: Graph, params: Params, engine: str) -> Callable[..., Any]:
-    """The quantized network on `engine`, called like the user's model."""
-    return simulate(graph, params) if engine == SIMULATION else compile(graph, params, engine=engine)
+    """The quantized network on `engine`, called like the user's model; on one that agrees with the simulation."""
+    return simulate(graph, params) if engine == SIMULATION else compile_right(graph, params, engine=engine)
 
 
 def _train(bench: Bench, module: nn.Module) -> bytes:
@@ -179,14 +181,12 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
 
 
 def engine_named(name: str) -> str:
-    """`name`, or for "auto" the fastest engine that is installed, else "simulation".
+    """`name` itself, if it is "auto", "simulation" or an engine that can be used here.
 
     raises  QuantizationError for a name that is none of these
     """
     choices = [*available(), SIMULATION]
-    if name == "auto":
-        return next(engine for engine in choices if engine != "reference")
-    if name not in choices:
+    if name not in (*choices, AUTO):
         raise QuantizationError(
             asked=f"score candidates on the engine {name!r}",
             seen=f"those that can be used here are {', '.join(choices)}",

@@ -11,17 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
-from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines import compile
-from octavo.engines.signature import codegen_returning, tree_info
+from octavo.engines.sites import returning_sites
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
-from octavo.network.edit import copy_module
-from octavo.network.graph import Graph, call_arguments, network_inputs
+from octavo.network.graph import call_arguments, network_inputs
 from octavo.network.origin import SIMULATION, origin_of
-from octavo.network.share import Edge
 from octavo.network.simulate import simulate
 from octavo.recovery.evaluate import leaf_pairs
 
@@ -171,33 +166,3 @@ def _with_sites(model: Model) -> tuple[Model, dict[str, float]]:
     if origin.engine == SIMULATION:
         return simulate(graph, params), scales
     return compile(graph, params, engine=origin.engine), scales
-
-
-def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, float]]:
-    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: scale}.
-
-    The output of the network is one more reader of every quantized activation, so each engine returns, by its own
-    means, the values that it rounded. What the network returns in float already is left out.
-    """
-    module = copy_module(graph.module, own_parameters=False)
-    nodes = {node.name: node for node in module.graph.nodes}
-    (output,) = module.graph.find_nodes(op="output")
-    returned = list(output.args[0])
-    extra: dict[str, Node] = {}
-    quantizers, scales = [], {}
-    for quantizer in params.plan.quantizers:
-        sources = [] if quantizer.constant else list(dict.fromkeys(edge.source for edge in quantizer.edges))
-        sources = [source for source in sources if nodes[source] not in returned]
-        for index, source in enumerate(sources):
-            name = quantizer.name if index == 0 else f"{quantizer.name}#{index}"
-            extra[name], scales[name] = nodes[source], float(params.values[quantizer.name].scale)
-        edges = tuple(Edge(source=source, user=output.name) for source in sources)
-        quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
-    inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)
-    spec = tree_structure({"output": inner, "sites": dict.fromkeys(extra, 0)})
-    output.args = ([*returned, *extra.values()],)
-    module._out_spec = spec
-    module.graph.set_codegen(codegen_returning(module, spec))
-    module.recompile()
-    plan = replace(params.plan, quantizers=tuple(quantizers))
-    return replace(graph, module=module), replace(params, plan=plan), scales

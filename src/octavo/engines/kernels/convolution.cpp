@@ -3,10 +3,10 @@
 //
 //     x [N, H, W, C] ─▶ stage ─▶ lines in the cache ─▶ stage ─▶ lines in the cache ─▶ stage ─▶ [N, H', W', C']
 //
-// Sums are int32 and exact, Σ u·w over unsigned u and signed w. Each is then multiplied by its channel's scale, its
-// channel's offset is added (bias, and the corrections for both zero-points), and rounded once, ties to even; whoever
-// calls sees to it that this stays within int32. Weights, scales and offsets come in the order in which they are read:
-// `lowering/packing.py` describes and makes it.
+// Sums are int32 and exact, Σ (u − z)·w over unsigned u and signed w: each begins with its channel's start, −z Σ w, and
+// Σ u·w is added. It is then multiplied by its channel's scale, its channel's offset is added (bias, and the zero-point of
+// the result), and rounded once, ties to even; whoever calls sees to it that all this stays within int32. Weights, starts,
+// scales and offsets come in the order in which they are read: `lowering/packing.py` describes and makes it.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -39,6 +39,7 @@ struct Stage {
   int64_t low, high;  // of the bytes that it writes
   bool to_float;      // writes float32 instead
   const int8_t* weights;
+  const int32_t* starts;
   const float* scales;
   const float* offsets;
   int64_t height_in, width_in, height, width;  // of its images
@@ -91,8 +92,10 @@ template <int rows, int wide>
 void tile(const Stage& stage, const uint8_t* const* left, int64_t pitch, int64_t run, const int8_t* weights,
           int64_t channel, void* to, int64_t pixel, const Skip& skip) {
   __m512i sum[rows][wide];
-  UNROLLED for (int i = 0; i < rows; ++i)
-    UNROLLED for (int j = 0; j < wide; ++j) sum[i][j] = _mm512_setzero_si512();
+  UNROLLED for (int j = 0; j < wide; ++j) {
+    const __m512i start = _mm512_loadu_si512(stage.starts + channel + j * LANES);
+    UNROLLED for (int i = 0; i < rows; ++i) sum[i][j] = start;
+  }
   for (int64_t line = 0; line < stage.kernel_h; ++line) {
     const uint8_t* from[rows];
     UNROLLED for (int i = 0; i < rows; ++i) from[i] = left[i] + line * pitch;
@@ -220,8 +223,8 @@ INLINE inline void interleave(const __m512i p[4], __m512i to[4]) {
 // channels. Square windows of width `window` slide: their first four lines stay in registers, column by column, and each
 // pixel loads `stride` new ones. The other taps, of other windows all, are taken four at a time.
 template <int window, int stride, bool whole>
-void depthwise_row(const Stage& stage, const uint8_t* const* rows, const int8_t* weights, const float* scales,
-                   const float* offsets, __mmask64 mask, uint8_t* to) {
+void depthwise_row(const Stage& stage, const uint8_t* const* rows, const int8_t* weights, const int32_t* starts,
+                   const float* scales, const float* offsets, __mmask64 mask, uint8_t* to) {
   constexpr int tall = std::min(window, 4), kept = std::max(window - stride, 0);
   const int64_t C = stage.inputs, taps = window > 0 ? window * window : stage.kernel_h * stage.kernel_w;
   const __m512i padding = _mm512_set1_epi8(static_cast<char>(stage.zero));
@@ -245,7 +248,7 @@ void depthwise_row(const Stage& stage, const uint8_t* const* rows, const int8_t*
     const int64_t first = x * stage.stride_w - stage.padding_w;
     const int8_t* w = weights;
     __m512i sum[4];
-    UNROLLED for (int v = 0; v < 4; ++v) sum[v] = _mm512_setzero_si512();
+    UNROLLED for (int v = 0; v < 4; ++v) sum[v] = _mm512_loadu_si512(starts + v * LANES);
     UNROLLED for (int i = 0; i < kept; ++i)
       UNROLLED for (int v = 0; v < 4; ++v) column[i][v] = column[i + window - kept][v];
     UNROLLED for (int i = kept; i < window; ++i) load(first + i, column[i]);
@@ -286,8 +289,9 @@ void depthwise_rows(const Stage& stage, const Rows& in, int64_t a, int64_t b, ui
         const int64_t r = y * stage.stride_h - stage.padding_h + line;
         rows[line] = (r < 0 || r >= stage.height_in ? padding.data() : in.row(r)) + channel;
       }
-      kernel(stage, rows.data(), stage.weights + block * fours * 4 * BLOCK, stage.scales + block * BLOCK,
-             stage.offsets + block * BLOCK, C >= BLOCK ? ~0ull : (1ull << C) - 1, to + (y - a) * stage.width * C + channel);
+      kernel(stage, rows.data(), stage.weights + block * fours * 4 * BLOCK, stage.starts + block * BLOCK,
+             stage.scales + block * BLOCK, stage.offsets + block * BLOCK, C >= BLOCK ? ~0ull : (1ull << C) - 1,
+             to + (y - a) * stage.width * C + channel);
     }
   }
 }
@@ -385,12 +389,13 @@ int64_t strip_of(const std::vector<Stage>& stages, int64_t rows) {
 
 // x uint8 [N, C, H, W] through every stage → [N, C', H', W'], channels last in memory; uint8, or float32.
 //
-//     weights, scales, offsets  of each stage, packed
-//     geometry                  of each stage: depthwise, outputs, kernel h and w, stride h and w, padding h and w before
-//                               and behind, zero, low, high
-//     skip                      uint8 like the result, times skip_scale added to the last stage's
+//     weights, starts, scales, offsets  of each stage, packed
+//     geometry  of each stage: depthwise, outputs, kernel h and w, stride h and w, padding h and w before and behind,
+//               zero, low, high
+//     skip      uint8 like the result, times skip_scale added to the last stage's
 Tensor convolutions(const Tensor& x, const std::optional<Tensor>& skip, double skip_scale, at::TensorList weights,
-                    at::TensorList scales, at::TensorList offsets, at::IntArrayRef geometry, bool to_float) {
+                    at::TensorList starts, at::TensorList scales, at::TensorList offsets, at::IntArrayRef geometry,
+                    bool to_float) {
 #ifdef OCTAVO_VNNI
   constexpr int64_t FACTS = 13;
   const auto in_order = [](const Tensor& image) { return image.permute({0, 2, 3, 1}).contiguous(); };
@@ -400,7 +405,7 @@ Tensor convolutions(const Tensor& x, const std::optional<Tensor>& skip, double s
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t* g = geometry.data() + i * FACTS;
     Stage stage{g[0] != 0, channels, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10], g[11], g[12],
-                to_float && i + 1 == weights.size(), weights[i].const_data_ptr<int8_t>(),
+                to_float && i + 1 == weights.size(), weights[i].const_data_ptr<int8_t>(), starts[i].const_data_ptr<int32_t>(),
                 scales[i].const_data_ptr<float>(), offsets[i].const_data_ptr<float>(), height, width, 0, 0};
     height = stage.height = (height + stage.padding_h + stage.behind_h - stage.kernel_h) / stage.stride_h + 1;
     width = stage.width = (width + stage.padding_w + stage.behind_w - stage.kernel_w) / stage.stride_w + 1;
@@ -442,8 +447,8 @@ Tensor convolutions(const Tensor& x, const std::optional<Tensor>& skip, double s
 
 TORCH_LIBRARY_FRAGMENT(octavo, m) {
   m.def(
-      "int8_convolutions(Tensor x, Tensor? skip, float skip_scale, Tensor[] weights, Tensor[] scales, Tensor[] offsets, "
-      "int[] geometry, bool to_float) -> Tensor");
+      "int8_convolutions(Tensor x, Tensor? skip, float skip_scale, Tensor[] weights, Tensor[] starts, Tensor[] scales, "
+      "Tensor[] offsets, int[] geometry, bool to_float) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(octavo, CPU, m) { m.impl("int8_convolutions", convolutions); }

@@ -7,9 +7,11 @@
 // Operands are uint8 with a zero-point: real = scale · (u − z). Signed integers arrive shifted by 128. Inside, the left
 // operand stays unsigned and the right one becomes signed, r = u − 128, as the dot-product instructions want it:
 //
-//     Σ (u − z_l)(r − c)  =  Σ u·r  −  z_l Σ r  −  c Σ u  +  K·z_l·c          c = z_r − 128
+//     Σ (u − z_l)(r − c)  =  [−c Σ u]  +  [z_l (K·c − Σ r)]  +  Σ u·r          c = z_r − 128
 //
-// Sums are int32 and exact. Everything after a sum is float32, rounded once, to nearest, ties to even.
+// A sum begins with the two corrections, of its row and of its column, and so is exact when it ends: they are int32 as it
+// is, and all of it wraps around modulo 2³², so that only the result must fit. Everything after a sum is float32, rounded
+// once, to nearest, ties to even.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -41,18 +43,19 @@ constexpr int64_t ROWS = 6;    // of the left operand in registers at once: 6 ×
 constexpr int64_t WIDE = 4;    // vectors of the right operand in registers at once
 constexpr int64_t BLOCK = 24;  // rows of scores kept in the cache between the two products of an attention
 constexpr int64_t IN_CACHE = 4096;  // of these scores, half of the nearest cache
+constexpr int64_t DEEPEST = 33024;  // 255 · 255 · DEEPEST < 2³¹: no sum of so many products leaves int32
 
 // The right operand [depth, columns], packed: four consecutive depths of one column stand side by side.
 struct Packed {
   int64_t depth, columns;        // padded to multiples of 4 and LANES, with zeros
   std::vector<int8_t> values;    // [depth / 4][columns][4]
-  std::vector<int32_t> sums;     // [columns] Σ over depth
+  std::vector<int32_t> starts;   // [columns] where the sums of a column begin: z_l (K·c − Σ r)
 
   void reserve(int64_t k, int64_t n) {
     depth = round_up(k, 4);
     columns = round_up(n, LANES);
     values.resize(depth * columns);
-    sums.resize(columns);
+    starts.resize(columns);
   }
 };
 
@@ -95,24 +98,28 @@ void pack_group(Packed& to, int64_t group, const uint8_t* from, int64_t k, int64
   std::memset(out + n * 4, 0, (to.columns - n) * 4);
 }
 
-// from[k·sk + n·sn], k < depth, n < columns
-void pack(Packed& to, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn) {
+// from[k·sk + n·sn], k < depth, n < columns; c is its zero-point as a signed operand, z_left that of the left one
+void pack(Packed& to, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn, int64_t c, int64_t z_left) {
   to.reserve(k, n);
   for (int64_t group = 0; group < to.depth / 4; ++group) pack_group(to, group, from, k, n, sk, sn);
-  std::fill(to.sums.begin(), to.sums.end(), 0);
+  std::fill(to.starts.begin(), to.starts.end(), 0);
   for (int64_t group = 0; group < to.depth / 4; ++group) {
     const int8_t* in = to.values.data() + group * to.columns * 4;
     for (int64_t column = 0; column < to.columns; ++column)
-      to.sums[column] += in[column * 4] + in[column * 4 + 1] + in[column * 4 + 2] + in[column * 4 + 3];
+      to.starts[column] += in[column * 4] + in[column * 4 + 1] + in[column * 4 + 2] + in[column * 4 + 3];
   }
+  for (int32_t& start : to.starts) start = static_cast<int32_t>(z_left * (k * c - start));
 }
 
 #ifdef OCTAVO_VNNI
 template <int rows, int wide>
-void tile(const uint8_t* left, int64_t stride, const Packed& right, int64_t column, int32_t* out, int64_t out_stride) {
+void tile(const uint8_t* left, int64_t stride, const int32_t* starts, const Packed& right, int64_t column, int32_t* out,
+          int64_t out_stride) {
   __m512i sum[rows][wide];
-  UNROLLED for (int i = 0; i < rows; ++i)
-    UNROLLED for (int j = 0; j < wide; ++j) sum[i][j] = _mm512_setzero_si512();
+  UNROLLED for (int j = 0; j < wide; ++j) {
+    const __m512i start = _mm512_loadu_si512(right.starts.data() + column + j * LANES);
+    UNROLLED for (int i = 0; i < rows; ++i) sum[i][j] = _mm512_add_epi32(start, _mm512_set1_epi32(starts[i]));
+  }
   const int8_t* in = right.values.data() + column * 4;
   for (int64_t k = 0; k < right.depth; k += 4, in += right.columns * 4) {
     __m512i vector[wide];
@@ -130,20 +137,23 @@ void tile(const uint8_t* left, int64_t stride, const Packed& right, int64_t colu
 }
 
 template <int rows>
-void stripe(const uint8_t* left, int64_t stride, const Packed& right, int32_t* out, int64_t out_stride) {
+void stripe(const uint8_t* left, int64_t stride, const int32_t* starts, const Packed& right, int32_t* out,
+            int64_t out_stride) {
   int64_t column = 0;
   for (; column + WIDE * LANES <= right.columns; column += WIDE * LANES)
-    tile<rows, WIDE>(left, stride, right, column, out, out_stride);
+    tile<rows, WIDE>(left, stride, starts, right, column, out, out_stride);
   for (; column + 2 * LANES <= right.columns; column += 2 * LANES)
-    tile<rows, 2>(left, stride, right, column, out, out_stride);
-  for (; column < right.columns; column += LANES) tile<rows, 1>(left, stride, right, column, out, out_stride);
+    tile<rows, 2>(left, stride, starts, right, column, out, out_stride);
+  for (; column < right.columns; column += LANES) tile<rows, 1>(left, stride, starts, right, column, out, out_stride);
 }
 #else
 template <int rows>
-void stripe(const uint8_t* left, int64_t stride, const Packed& right, int32_t* out, int64_t out_stride) {
+void stripe(const uint8_t* left, int64_t stride, const int32_t* starts, const Packed& right, int32_t* out,
+            int64_t out_stride) {
   for (int i = 0; i < rows; ++i) {
-    int32_t* sum = out + i * out_stride;
-    std::fill(sum, sum + right.columns, 0);
+    auto* sum = reinterpret_cast<uint32_t*>(out + i * out_stride);  // unsigned: those may wrap around
+    for (int64_t n = 0; n < right.columns; ++n)
+      sum[n] = static_cast<uint32_t>(right.starts[n]) + static_cast<uint32_t>(starts[i]);
     for (int64_t k = 0; k < right.depth; k += 4) {
       const uint8_t* u = left + i * stride + k;
       const int8_t* r = right.values.data() + k * right.columns;
@@ -154,19 +164,23 @@ void stripe(const uint8_t* left, int64_t stride, const Packed& right, int32_t* o
 }
 #endif
 
-// out[rows, right.columns] = left[rows, right.depth] · right; left is readable up to right.depth in every row
-void multiply(const uint8_t* left, int64_t stride, int64_t rows, const Packed& right, int32_t* out, int64_t out_stride) {
-  int64_t row = 0;
-  for (; row + ROWS <= rows; row += ROWS)
-    stripe<ROWS>(left + row * stride, stride, right, out + row * out_stride, out_stride);
-  constexpr decltype(&stripe<1>) REST[ROWS] = {nullptr, stripe<1>, stripe<2>, stripe<3>, stripe<4>, stripe<5>};
-  if (row < rows) REST[rows - row](left + row * stride, stride, right, out + row * out_stride, out_stride);
-}
-
 int32_t sum_of(const uint8_t* values, int64_t count) {
   int32_t sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += values[i];
   return sum;
+}
+
+// out[rows, right.columns] = (left[rows, k] − z_left) · (right − c), for no more than BLOCK rows; right was packed with
+// z_left and c. left is readable up to right.depth in every row
+void multiply(const uint8_t* left, int64_t stride, int64_t rows, int64_t k, int64_t c, const Packed& right, int32_t* out,
+              int64_t out_stride) {
+  int32_t starts[BLOCK];
+  for (int64_t i = 0; i < rows; ++i) starts[i] = c == 0 ? 0 : static_cast<int32_t>(-c * sum_of(left + i * stride, k));
+  int64_t row = 0;
+  for (; row + ROWS <= rows; row += ROWS)
+    stripe<ROWS>(left + row * stride, stride, starts + row, right, out + row * out_stride, out_stride);
+  constexpr decltype(&stripe<1>) REST[ROWS] = {nullptr, stripe<1>, stripe<2>, stripe<3>, stripe<4>, stripe<5>};
+  if (row < rows) REST[rows - row](left + row * stride, stride, starts + row, right, out + row * out_stride, out_stride);
 }
 
 // The rows of a left operand: where they are, if they can be read four bytes at a time, else a padded copy.
@@ -273,28 +287,25 @@ void softmax(int32_t* sums, int64_t rows, const float* shifts, int64_t columns, 
 #endif
 }
 
-// The columns' part of the corrections for both zero-points, as float32: z_l Σ r − K·z_l·c
-void column_offsets(const Packed& right, int64_t k, int64_t z_left, int64_t c, std::vector<float>& to) {
-  to.resize(right.columns);
-  for (int64_t n = 0; n < right.columns; ++n) to[n] = static_cast<float>(z_left * right.sums[n] - k * z_left * c);
-}
-
 struct Output {
   float scale;          // of the sums
   float inverse_step;   // of the integers that are written; 0 for float32
   float zero, low, high;
+  bool raw = false;     // the sums themselves, in int32
 };
 
 #ifdef OCTAVO_VNNI
-void write_row(const int32_t* sums, const float* offsets, float row_offset, int64_t columns, const Output& as, void* to) {
-  const __m512 scale = _mm512_set1_ps(as.scale), row = _mm512_set1_ps(row_offset);
+void write_row(const int32_t* sums, int64_t columns, const Output& as, void* to) {
+  const __m512 scale = _mm512_set1_ps(as.scale);
   const __m512 inverse = _mm512_set1_ps(as.inverse_step), zero = _mm512_set1_ps(as.zero);
   const __m512 low = _mm512_set1_ps(as.low), high = _mm512_set1_ps(as.high);
   for (int64_t n = 0; n < columns; n += LANES) {
     const __mmask16 mask = lanes(columns, n);
-    __m512 x = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + n));  // sums and offsets are padded
-    x = _mm512_mul_ps(_mm512_sub_ps(_mm512_sub_ps(x, _mm512_loadu_ps(offsets + n)), row), scale);
-    if (as.inverse_step == 0) {
+    const __m512i sum = _mm512_loadu_si512(sums + n);  // sums are padded
+    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    if (as.raw) {
+      _mm512_mask_storeu_epi32(static_cast<int32_t*>(to) + n, mask, sum);
+    } else if (as.inverse_step == 0) {
       _mm512_mask_storeu_ps(static_cast<float*>(to) + n, mask, x);
     } else {
       x = _mm512_add_ps(_mm512_roundscale_ps(_mm512_mul_ps(x, inverse), 8), zero);
@@ -304,10 +315,12 @@ void write_row(const int32_t* sums, const float* offsets, float row_offset, int6
   }
 }
 #else
-void write_row(const int32_t* sums, const float* offsets, float row_offset, int64_t columns, const Output& as, void* to) {
+void write_row(const int32_t* sums, int64_t columns, const Output& as, void* to) {
   for (int64_t n = 0; n < columns; ++n) {
-    const float x = (static_cast<float>(sums[n]) - offsets[n] - row_offset) * as.scale;
-    if (as.inverse_step == 0) {
+    const float x = static_cast<float>(sums[n]) * as.scale;
+    if (as.raw) {
+      static_cast<int32_t*>(to)[n] = sums[n];
+    } else if (as.inverse_step == 0) {
       static_cast<float*>(to)[n] = x;
     } else {
       const float q = std::nearbyint(x * as.inverse_step) + as.zero;
@@ -332,39 +345,49 @@ int64_t parts(int64_t matrices, int64_t rows) {
   return std::max<int64_t>(1, std::min(wanted, (rows + BLOCK - 1) / BLOCK));
 }
 
-// left [B, H, M, K] · right [B, H, K, N] → float32 [B, H, M, N]
-Tensor matmul(const Tensor& left, int64_t z_left, const Tensor& right, int64_t z_right, double scale) {
-  TORCH_CHECK(left.dim() == 4 && right.dim() == 4 && left.size(3) == right.size(2), "int8 matmul: shapes do not fit");
+// left [B, H, M, K] · right [B, H, K, N] → [B, H, M, N], float32, or int32 if `as` says raw; K up to DEEPEST
+Tensor product(const Tensor& left, int64_t z_left, const Tensor& right, int64_t z_right, const Output& as) {
   const int64_t B = left.size(0), H = left.size(1), M = left.size(2), K = left.size(3), N = right.size(3);
   const int64_t c = z_right - 128;
-  Tensor out = at::empty({B, H, M, N}, left.options().dtype(at::kFloat));
-  const Output as{static_cast<float>(scale), 0, 0, 0, 0};
+  Tensor out = at::empty({B, H, M, N}, left.options().dtype(as.raw ? at::kInt : at::kFloat));
   const int64_t cut = parts(B * H, M), height = round_up((M + cut - 1) / cut, ROWS);
   at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
     Packed packed;
     Rows rows;
-    std::vector<float> offsets;
     std::vector<int32_t> sums;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
       if (task == begin || task % cut == 0) {
-        pack(packed, bytes(right, b, h), K, N, right.stride(2), right.stride(3));
-        column_offsets(packed, K, z_left, c, offsets);
+        pack(packed, bytes(right, b, h), K, N, right.stride(2), right.stride(3), c, z_left);
         sums.resize(BLOCK * packed.columns);
       }
       for (int64_t row = first; row < std::min(first + height, M); row += BLOCK) {
         const int64_t count = std::min({BLOCK, M - row, first + height - row});
         int64_t stride;
         const uint8_t* from = rows.of(bytes(left, b, h) + row * left.stride(2), count, K, left.stride(2), left.stride(3), stride);
-        multiply(from, stride, count, packed, sums.data(), packed.columns);
-        for (int64_t i = 0; i < count; ++i) {
-          const float row_offset = c == 0 ? 0.0f : static_cast<float>(c * sum_of(from + i * stride, K));
-          write_row(sums.data() + i * packed.columns, offsets.data(), row_offset, N, as, at_row(out, b, h, row + i));
-        }
+        multiply(from, stride, count, K, c, packed, sums.data(), packed.columns);
+        for (int64_t i = 0; i < count; ++i) write_row(sums.data() + i * packed.columns, N, as, at_row(out, b, h, row + i));
       }
     }
   });
   return out;
+}
+
+// left [B, H, M, K] · right [B, H, K, N] → float32 [B, H, M, N]; exact sums of any depth, scaled
+Tensor matmul(const Tensor& left, int64_t z_left, const Tensor& right, int64_t z_right, double scale) {
+  TORCH_CHECK(left.dim() == 4 && right.dim() == 4 && left.size(3) == right.size(2) && left.size(0) == right.size(0) &&
+                  left.size(1) == right.size(1),
+              "int8 matmul: shapes do not fit");
+  const int64_t K = left.size(3);
+  if (K <= DEEPEST) return product(left, z_left, right, z_right, Output{static_cast<float>(scale), 0, 0, 0, 0});
+  Tensor sum;
+  for (int64_t first = 0; first < K; first += DEEPEST) {
+    const int64_t count = std::min(DEEPEST, K - first);
+    const Tensor part = product(left.narrow(3, first, count), z_left, right.narrow(2, first, count), z_right,
+                                Output{0, 0, 0, 0, 0, true}).to(at::kLong);
+    sum = sum.defined() ? sum.add(part) : part;
+  }
+  return sum.to(at::kDouble).mul(scale).to(at::kFloat);
 }
 
 // softmax(score_scale · q·kᵀ + bias) · v, the weights between rounded to integers of `weight_step`.
@@ -373,8 +396,10 @@ Tensor matmul(const Tensor& left, int64_t z_left, const Tensor& right, int64_t z
 Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, const Tensor& v, int64_t z_v,
                  const std::optional<Tensor>& bias, double score_scale, double weight_step, int64_t weight_highest,
                  double value_scale, double out_step, int64_t out_zero, int64_t out_low, int64_t out_high) {
-  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) && k.size(2) == v.size(2),
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) && k.size(2) == v.size(2) &&
+                  q.sizes().slice(0, 2) == k.sizes().slice(0, 2) && q.sizes().slice(0, 2) == v.sizes().slice(0, 2),
               "int8 attention: shapes do not fit");
+  TORCH_CHECK(q.size(3) <= DEEPEST, "int8 attention: sums of so many products leave int32");
   const int64_t B = q.size(0), H = q.size(1), S = q.size(2), D = q.size(3), T = k.size(2), E = v.size(3);
   const int64_t c_k = z_k - 128, c_v = z_v - 128;
   const auto dtype = out_step == 0 ? at::kFloat : at::kByte;
@@ -386,6 +411,9 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
   int64_t strides[3] = {0, 0, 0};
   if (bias.has_value()) {
     TORCH_CHECK(bias->dim() == 4 && bias->scalar_type() == at::kFloat, "int8 attention: bias must be float32 [B, H, S, T]");
+    const int64_t whole[4] = {B, H, S, T};
+    for (int i = 0; i < 4; ++i)
+      TORCH_CHECK(bias->size(i) == 1 || bias->size(i) == whole[i], "int8 attention: bias does not fit the scores");
     added = bias->expand({bias->size(0), bias->size(1), bias->size(2), T}).contiguous();
     for (int i = 0; i < 3; ++i) strides[i] = added.size(i) == 1 ? 0 : added.stride(i);
   }
@@ -394,21 +422,18 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
   at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
     Packed keys, values;
     Rows rows;
-    std::vector<float> shifts, value_offsets;
+    std::vector<float> shifts;  // [T] of the bias, where it is the same for all queries
     std::vector<int32_t> scores, sums;
     std::vector<uint8_t> weights;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
       const float* const bias_row = added_from == nullptr ? nullptr : added_from + b * strides[0] + h * strides[1];
       if (task == begin || task % cut == 0) {
-        pack(keys, bytes(k, b, h), D, T, k.stride(3), k.stride(2));
-        pack(values, bytes(v, b, h), T, E, v.stride(2), v.stride(3));
-        // Of the zero-points' corrections only the columns' part: what is the same for all keys, softmax does not see.
-        column_offsets(keys, D, z_q, c_k, shifts);
-        for (float& shift : shifts) shift *= -by.scale;
+        pack(keys, bytes(k, b, h), D, T, k.stride(3), k.stride(2), c_k, z_q);
+        pack(values, bytes(v, b, h), T, E, v.stride(2), v.stride(3), c_v, 0);
+        shifts.assign(keys.columns, 0);
         if (bias_row != nullptr && strides[2] == 0)
-          for (int64_t n = 0; n < T; ++n) shifts[n] += bias_row[n] * LOG2_E;
-        column_offsets(values, T, 0, c_v, value_offsets);
+          for (int64_t n = 0; n < T; ++n) shifts[n] = bias_row[n] * LOG2_E;
         scores.resize(BLOCK * keys.columns);
         weights.resize(BLOCK * keys.columns);
         sums.resize(BLOCK * values.columns);
@@ -417,18 +442,15 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
         const int64_t count = std::min({BLOCK, S - row, first + height - row});
         int64_t stride;
         const uint8_t* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
-        multiply(from, stride, count, keys, scores.data(), keys.columns);
+        multiply(from, stride, count, D, c_k, keys, scores.data(), keys.columns);
         const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
         for (int64_t i = 0; i < count; i += together) {
           const float* own = bias_row == nullptr || strides[2] == 0 ? nullptr : bias_row + (row + i) * strides[2];
           softmax(scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns, own,
                   strides[2], by, weights.data() + i * keys.columns);
         }
-        multiply(weights.data(), keys.columns, count, values, sums.data(), values.columns);
-        for (int64_t i = 0; i < count; ++i) {
-          const float row_offset = c_v == 0 ? 0.0f : static_cast<float>(c_v * sum_of(weights.data() + i * keys.columns, T));
-          write_row(sums.data() + i * values.columns, value_offsets.data(), row_offset, E, as, at_row(out, b, h, row + i));
-        }
+        multiply(weights.data(), keys.columns, count, T, c_v, values, sums.data(), values.columns);
+        for (int64_t i = 0; i < count; ++i) write_row(sums.data() + i * values.columns, E, as, at_row(out, b, h, row + i));
       }
     }
   });

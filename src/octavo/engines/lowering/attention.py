@@ -1,15 +1,25 @@
-"""Attention in a planned graph: two matrix products with a softmax between, which an engine can run as one kernel."""
+"""Attention in a planned graph: two matrix products with a softmax between, which an engine can run as one kernel.
 
+The kernel is for one shape of operands, and hides keys by adding to their scores. What differs from that is no
+attention here, and its operations are lowered one by one: see `_has_the_shapes` and `_hides`.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
 
 from octavo.engines.lowering.build import only_reader
-from octavo.network.edit import shape
+from octavo.engines.lowering.sizes import same_sizes
+from octavo.network.edit import shape, value
 
 aten = torch.ops.aten
+
+HIDING = -1e9  # what a mask fills in so that the softmax is zero there: this or less, −∞ as well
+FADED = 1e-3  # as much of it must be left where the scores are scaled afterwards
+DEEPEST = 33024  # products in one sum, `DEEPEST` of kernels/int8.cpp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +49,23 @@ def attention_from(scores: Node) -> Attention | None:
 
     Every value on the way must have a single reader: what somebody else wants to see must be computed.
     """
-    between: list[tuple[Node, Any]] = []
-    before, node = scores, only_reader(scores)
-    while node is not None and (other := _beside(node, before)) is not None:
-        between.append((node, other))
-        before, node = node, only_reader(node)
-    if node is None or node.target is not aten.softmax.int or not _along_keys(node):
+    between = tuple(_between(scores))
+    softmax = only_reader(between[-1][0] if between else scores)
+    if softmax is None or softmax.target is not aten.softmax.int or not _along_keys(softmax):
         return None
-    weights = only_reader(node)
+    weights = only_reader(softmax)
     values = None if weights is None or weights.op != "call_module" else only_reader(weights)
     if weights is None or values is None or values.target is not aten.matmul.default or values.args[0] is not weights:
         return None
-    ranks = {len(shape(operand)) for operand in (*scores.args, *values.args) if isinstance(operand, Node)}
-    if ranks not in ({3}, {4}):
-        return None
-    return Attention(scores=scores, between=tuple(between), softmax=node, weights=weights, values=values)
+    found = Attention(scores=scores, between=between, softmax=softmax, weights=weights, values=values)
+    return found if _has_the_shapes(found) and _hides(found) else None
+
+
+def _between(scores: Node) -> Iterator[tuple[Node, Any]]:
+    before, node = scores, only_reader(scores)
+    while node is not None and (other := _beside(node, before)) is not None:
+        yield node, other
+        before, node = node, only_reader(node)
 
 
 def _beside(node: Node, before: Node) -> Any:
@@ -61,17 +73,48 @@ def _beside(node: Node, before: Node) -> Any:
     operands = list(node.args[:2])
     if node.target not in BETWEEN or node.kwargs or operands.count(before) != 1:
         return None
-    if len(shape(node)) != len(shape(before)) or (operands[0] is not before and node.target is not aten.add.Tensor):
+    if operands[0] is not before and node.target is not aten.add.Tensor:
         return None
     (other,) = (operand for operand in operands if operand is not before)
-    if node.target in _BY_NUMBER:
+    if node.target in BY_NUMBER:
         return other if isinstance(other, int | float) else None
     return other if isinstance(other, Node) and other.op != "call_module" else None
 
 
-BETWEEN = {aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.masked_fill.Scalar}
-_BY_NUMBER = {aten.mul.Tensor, aten.div.Tensor}
+BY_NUMBER = {aten.mul.Tensor, aten.div.Tensor}
+BETWEEN = {*BY_NUMBER, aten.add.Tensor, aten.masked_fill.Scalar}
 
 
 def _along_keys(softmax: Node) -> bool:
-    return softmax.args[1] in (-1, len(shape(softmax)) - 1) and softmax.args[2:3] in ((), (None,))
+    axis, dtype = softmax.args[1], softmax.kwargs.get("dtype", (*softmax.args[2:3], None)[0])
+    return axis in (-1, len(shape(softmax)) - 1) and dtype is None
+
+
+def _has_the_shapes(found: Attention) -> bool:
+    """q [..., S, D], kᵀ [..., D, T], v [..., T, E] with the same one or two axes before; the scores keep their shape.
+
+    Where heads share their keys, or prompts their image, a product broadcasts; and so may what is added to the scores.
+    """
+    q, k, v = (shape(cast(Node, operand)) for operand in (*found.scores.args[:2], found.values.args[1]))
+    scores = [shape(node) for node in found.inner]
+    return (
+        len(q) in (3, 4)
+        and same_sizes(q[:-2], k[:-2], v[:-2])
+        and same_sizes((*q[:-1], k[-1]), *scores)
+        and isinstance(q[-1], int)
+        and q[-1] <= DEEPEST
+        and all(value(node).dtype == torch.float32 for node in found.inner)
+    )
+
+
+def _hides(found: Attention) -> bool:
+    """Whether whatever a mask fills in is as good as −∞: the kernel has nothing else to put in place of a score."""
+    scale = 1.0  # of all that follows
+    for node, other in reversed(found.between):
+        if node.target is aten.masked_fill.Scalar:
+            fill = node.args[2]
+            if not (isinstance(fill, int | float) and fill <= HIDING and scale >= FADED):
+                return False
+        if node.target in BY_NUMBER:
+            scale = scale * other if node.target is aten.mul.Tensor else scale / other
+    return True

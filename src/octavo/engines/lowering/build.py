@@ -57,9 +57,13 @@ class Weight:
         return dequantize(self.integers(), self.params)
 
     def scales(self, axis: int) -> Tensor | None:
-        """[size of axis]: one scale for each index of `axis`. None if its scales lie otherwise, or zero is not 0."""
+        """[size of axis]: one scale for each index of `axis`. None if its scales lie otherwise, or zero is not 0; or if
+        the sum of an index, of products with uint8, might leave int32.
+        """
         scheme, ndim = self.params.scheme, self.real.ndim
         if not (scheme.symmetric and scheme.signed) or scheme.block is not None:
+            return None
+        if bool((255 * self.integers().double().abs().transpose(0, axis).flatten(1).sum(1) >= 2**31).any()):
             return None
         if scheme.axis is None:
             return self.params.scale.repeat(self.real.shape[axis])

@@ -17,6 +17,7 @@ from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, onl
 from octavo.engines.lowering.convolution import Convolution, read
 from octavo.engines.lowering.epilogue import ACTIVATIONS, Epilogue, finish
 from octavo.engines.lowering.packing import pack_dense, pack_depthwise
+from octavo.engines.lowering.sizes import same_sizes
 from octavo.machine import has_avx512_vnni
 from octavo.network.edit import shape
 
@@ -32,7 +33,8 @@ class Link:
     """One convolution of a chain.
 
     weight     int8 [outputs, inputs or 1, kernel h, kernel w]
-    factors    (scales, offsets) of its sums, float32 [outputs]: what they are multiplied by, and what is added
+    channels   (starts, scales, offsets) of its sums, int32 and float32 [outputs]: what they begin with, are multiplied
+               by, and what is added then
     depthwise  one filter a channel
     pointwise  1×1 with stride 1 and no padding: a row needs the same row of its input, and no other
     facts      of the kernel: depthwise, outputs, kernel h and w, stride h and w, padding h and w before and behind,
@@ -40,16 +42,16 @@ class Link:
     """
 
     weight: Tensor
-    factors: tuple[Tensor, Tensor]
+    channels: tuple[Tensor, Tensor, Tensor]
     depthwise: bool
     pointwise: bool
     facts: tuple[int, ...]
 
-    def packed(self, *, to_float: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(weights, scales, offsets) as the kernel reads them."""
+    def packed(self, *, to_float: bool) -> tuple[Tensor, ...]:
+        """(weights, starts, scales, offsets) as the kernel reads them."""
         if self.depthwise:
-            return pack_depthwise(self.weight, self.factors)
-        return pack_dense(self.weight, self.factors, ordered=to_float)
+            return pack_depthwise(self.weight, self.channels)
+        return pack_dense(self.weight, self.channels, ordered=to_float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,7 @@ def _skip(lowering: Lowering, node: Node, addition: Node) -> Integers | None:
     if addition.target is not aten.add.Tensor or addition.kwargs:
         return None
     others = [argument for argument in addition.args if isinstance(argument, Node) and argument is not node]
-    if len(others) != 1 or [str(size) for size in shape(others[0])] != [str(size) for size in shape(node)]:
+    if len(others) != 1 or not same_sizes(shape(others[0]), shape(node)):
         return None
     return lowering.integers(others[0])
 
@@ -160,20 +162,21 @@ def _skip(lowering: Lowering, node: Node, addition: Node) -> Integers | None:
 def _link(it: Convolution, end: End, *, depthwise: bool) -> Link | None:
     """`it` as the kernel has it; None if a result might leave int32, which the kernel does not look out for."""
     grid, weight = end.grid, it.weight.double().flatten(1)
+    starts = -it.x.grid.zero * weight.sum(1)
     scales = it.scales.double() * it.x.grid.scale / grid.scale
-    offsets = grid.zero - scales * it.x.grid.zero * weight.sum(1)
+    offsets = torch.full_like(scales, grid.zero)
     if it.bias is not None:
         offsets += it.bias.double() / grid.scale
     if end.skip is not None:
         offsets -= end.skip_scale * end.skip.grid.zero
-    most = 255 * weight.abs().sum(1) * scales + offsets.abs() + 255 * end.skip_scale
+    most = 255 * weight.abs().sum(1) * scales.clamp(min=1) + offsets.abs() + 255 * end.skip_scale
     if not bool((most < 2**31).all()):
         return None
     low, high = (min(max(bound / grid.scale + grid.zero, grid.low), grid.high) for bound in end.bounds)
     kernel = list(it.weight.shape[2:])
     return Link(
         weight=it.weight,
-        factors=(scales.float(), offsets.float()),
+        channels=(starts.int(), scales.float(), offsets.float()),
         depthwise=depthwise,
         pointwise=not depthwise and (kernel, it.stride, it.padding, it.behind) == ([1, 1], [1, 1], [0, 0], [0, 0]),
         facts=(

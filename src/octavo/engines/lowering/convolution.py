@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.engines.lowering.build import Integers, Lowering
-from octavo.engines.lowering.epilogue import clipped, epilogue, finish, operands, output
+from octavo.engines.lowering.epilogue import CONVOLUTION, clipped, epilogue, finish, operands, output
 from octavo.network.edit import shape
 
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ def convolution(lowering: Lowering, node: Node) -> bool:
     it = read(lowering, node)
     if it is None or it.padding != it.behind:
         return False
-    end = epilogue(lowering, node, convolution=True)
+    end = epilogue(lowering, node, CONVOLUTION[it.weight.ndim - 2])
     result = lowering.emit(
         torch.ops.octavo.int8_convolution.default,
         *operands(lowering, it.x, it.weight, it.scales, it.bias),

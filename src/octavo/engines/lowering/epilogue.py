@@ -32,8 +32,7 @@ class Epilogue:
 PostOperation = tuple[str, tuple[float, ...], str]  # name, arguments, algorithm
 
 
-def _no_activation(node: Node) -> PostOperation:
-    return "none", (), ""
+_NO_ACTIVATION: PostOperation = ("none", (), "")
 
 
 def _gelu(node: Node) -> PostOperation:
@@ -45,7 +44,7 @@ def _clamp(node: Node) -> PostOperation:
     return "hardtanh", tuple(float(bound) for bound in bounds), ""  # type: ignore[arg-type]
 
 
-# What oneDNN can do to the sums of a linear; of a convolution, all but GELU and tanh.
+# What oneDNN has a name for.
 ACTIVATIONS: dict[Any, Callable[[Node], PostOperation]] = {
     aten.relu.default: lambda node: ("relu", (), ""),
     aten.relu6.default: lambda node: ("hardtanh", (0.0, 6.0), ""),
@@ -55,18 +54,25 @@ ACTIVATIONS: dict[Any, Callable[[Node], PostOperation]] = {
     aten.gelu.default: _gelu,
     aten.tanh.default: lambda node: ("tanh", (), ""),
 }
-_LINEAR_ONLY = {aten.gelu.default, aten.tanh.default}
+# What its kernel of an operation can do to the sums: of a convolution, by its axes of space.
+LINEAR = frozenset(("relu", "hardtanh", "swish", "hardswish", "gelu", "tanh"))
+CONVOLUTION = {1: frozenset(("relu",)), 2: frozenset(("relu", "hardtanh", "swish", "hardswish"))}
 
 
-def epilogue(lowering: Lowering, node: Node, *, convolution: bool = False) -> Epilogue:
-    """What the kernel of `node` does at its end: the activation and the rounding that alone read its result."""
-    name, arguments, algorithm = _no_activation(node)
+def epilogue(lowering: Lowering, node: Node, able: frozenset[str]) -> Epilogue:
+    """What the kernel of `node` does at its end: the activation and the rounding that alone read its result.
+
+    able  the post operations that it has
+    """
+    name, arguments, algorithm = _NO_ACTIVATION
     ends: list[Node] = [node]
     reader = only_reader(node)
-    if reader is not None and reader.target in ACTIVATIONS and not (convolution and reader.target in _LINEAR_ONLY):
-        name, arguments, algorithm = ACTIVATIONS[reader.target](reader)
-        ends.append(reader)
-        reader = only_reader(reader)
+    if reader is not None and reader.target in ACTIVATIONS:
+        found = ACTIVATIONS[reader.target](reader)
+        if found[0] in able:
+            name, arguments, algorithm = found
+            ends.append(reader)
+            reader = only_reader(reader)
     site = lowering.site(reader)
     if site is None or reader is None:
         return Epilogue(name=name, arguments=arguments, algorithm=algorithm, ends=tuple(ends))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.engines.lowering.build import Grid, Integers, Lowering, Weight, readers
-from octavo.engines.lowering.epilogue import Epilogue, clipped, epilogue, finish, operands, output
+from octavo.engines.lowering.epilogue import LINEAR, Epilogue, clipped, epilogue, finish, operands, output
 from octavo.engines.lowering.product import product
 from octavo.network.edit import shape
 
@@ -39,7 +39,8 @@ def linear(lowering: Lowering, node: Node) -> bool:
     first = _linear(lowering, node)
     if x is None or first is None:
         return False
-    siblings = [other for other in readers(node.args[0]) if other.target is node.target]  # type: ignore[arg-type]
+    same = [other for other in readers(node.args[0]) if other.target is node.target]  # type: ignore[arg-type]
+    siblings = [other for other in same if other.args[0] is node.args[0]]
     found = [_linear(lowering, other) for other in siblings if other not in lowering.values]
     joined = [row for row in found if row is not None and row.kind == first.kind]
     _write_linear(lowering, x, joined if first.end.name == "none" else [first])
@@ -58,7 +59,7 @@ def _linear(lowering: Lowering, node: Node) -> _Linear | None:
         integers=weight.integers(),
         scales=scales,
         bias=lowering.tensor(bias),
-        end=epilogue(lowering, node),
+        end=epilogue(lowering, node, LINEAR),
     )
 
 
@@ -123,7 +124,7 @@ def matmul(lowering: Lowering, node: Node) -> bool:
     scales = weight.scales(-1)
     if x is None or scales is None or weight.real.ndim != 2 or len(shape(node)) < 2:
         return False
-    end = epilogue(lowering, node)
+    end = epilogue(lowering, node, LINEAR)
     finish(lowering, end, _qlinear(lowering, x, weight.integers().t().contiguous(), scales, None, end))
     lowering.ran(node, "linear", "onednn_i8")
     return True

@@ -9,20 +9,17 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
-from octavo.engines.lowering.build import Integers, Lowering
+from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of
+from octavo.network.operations import preserves_values
 
 aten = torch.ops.aten
 
 
 def moved(lowering: Lowering, node: Node) -> bool:
     """What returns only values of its input, or zero: the same on uint8, where zero is the zero-point."""
-    sources = [source for source in node.all_input_nodes if _is_floating(source)]
-    found = [lowering.integers(source) for source in sources]
-    grids = {None if x is None else x.grid for x in found}
-    if len(grids) != 1 or None in grids:
+    grid = grid_ahead(lowering, node)
+    if grid is None:
         return False
-    (grid,) = grids
-    assert grid is not None
     args, kwargs = map_arg((node.args, node.kwargs), lambda source: _inner(lowering.values[source]))
     if _pads_with_zero(node):
         result = lowering.emit(aten.constant_pad_nd.default, *args[:2], grid.zero)
@@ -32,6 +29,20 @@ def moved(lowering: Lowering, node: Node) -> bool:
         result = lowering.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
     lowering.values[node] = Integers(node=result, grid=grid)
     return True
+
+
+def grid_ahead(lowering: Lowering, node: Node) -> Grid | None:
+    """The integers in which `node` is, or will be once it is lowered; None if that is in float."""
+    if node in lowering.values:
+        found = lowering.integers(node)
+        return None if found is None else found.grid
+    site = lowering.site(node)
+    if site is not None:
+        return None if any(lowering.tensor(source) is not None for source in node.args) else grid_of(site.params)
+    if not preserves_values(node):
+        return None
+    grids = {grid_ahead(lowering, source) for source in node.all_input_nodes if _is_floating(source)}
+    return grids.pop() if len(grids) == 1 else None
 
 
 def _is_floating(node: Node) -> bool:

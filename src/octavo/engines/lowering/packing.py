@@ -1,4 +1,4 @@
-"""The order in which `kernels/convolution.cpp` reads weights, scales and offsets.
+"""The order in which `kernels/convolution.cpp` reads weights and what belongs to a channel.
 
 One dot-product instruction multiplies four unsigned bytes by four signed ones in each of sixteen lanes. Weights
 therefore lie [..., lane, 4]: a lane is an output channel, and the four are consecutive inputs of a dense convolution,
@@ -17,12 +17,12 @@ SLIDES = (3, 5)  # widths of square windows whose columns stay in registers
 ORDER = torch.arange(BLOCK).reshape(FOUR, FOUR, FOUR).transpose(0, 1).reshape(BLOCK)
 
 
-def pack_dense(weight: Tensor, factors: tuple[Tensor, Tensor], *, ordered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights, scales, offsets), packed: for each block [kernel h, kernel w · inputs / 4, lanes, 4].
+def pack_dense(weight: Tensor, of_channel: tuple[Tensor, ...], *, ordered: bool) -> tuple[Tensor, ...]:
+    """(weights, *of_channel), packed: for each block [kernel h, kernel w · inputs / 4, lanes, 4].
 
-    weight   int8 [outputs, inputs, kernel h, kernel w]
-    factors  (scales, offsets), float32 [outputs]
-    ordered  float32 comes out, whose channels lie in order; of bytes, those of a whole block are as in `ORDER`
+    weight      int8 [outputs, inputs, kernel h, kernel w]
+    of_channel  (starts, scales, offsets), [outputs]
+    ordered     float32 comes out, whose channels lie in order; of bytes, those of a whole block are as in `ORDER`
     """
     outputs, inputs, height, width = weight.shape
     lanes = outputs + -outputs % LANES
@@ -31,8 +31,7 @@ def pack_dense(weight: Tensor, factors: tuple[Tensor, Tensor], *, ordered: bool)
     fours = lines.reshape(height, -1, FOUR, lanes).transpose(2, 3)
     columns = _columns(outputs, lanes, ordered)
     blocks = [fours[:, :, columns[first : first + BLOCK]].flatten() for first in range(0, lanes, BLOCK)]
-    scales, offsets = (pad(factor, (0, lanes - outputs))[columns] for factor in factors)
-    return torch.cat(blocks), scales, offsets
+    return torch.cat(blocks), *(pad(values, (0, lanes - outputs))[columns] for values in of_channel)
 
 
 def _columns(outputs: int, lanes: int, ordered: bool) -> Tensor:
@@ -43,11 +42,11 @@ def _columns(outputs: int, lanes: int, ordered: bool) -> Tensor:
     return columns
 
 
-def pack_depthwise(weight: Tensor, factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(weights, scales, offsets), packed: for each block [fours of taps, lanes, 4].
+def pack_depthwise(weight: Tensor, of_channel: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """(weights, *of_channel), packed: for each block [fours of taps, lanes, 4].
 
-    weight   int8 [channels, 1, kernel h, kernel w]
-    factors  (scales, offsets), float32 [channels]
+    weight      int8 [channels, 1, kernel h, kernel w]
+    of_channel  (starts, scales, offsets), [channels]
 
     The last block is the last 64 channels, so it may repeat some of the one before.
     """
@@ -58,8 +57,7 @@ def pack_depthwise(weight: Tensor, factors: tuple[Tensor, Tensor]) -> tuple[Tens
     block = torch.tensor(starts)[:, None] + ORDER  # [blocks, 64]
     present, block = block < channels, block.clamp(max=channels - 1)
     weights = fours[block] * present[:, :, None, None]
-    scales, offsets = (factor[block] * present for factor in factors)
-    return weights.transpose(1, 2).flatten(), scales.flatten(), offsets.flatten()
+    return weights.transpose(1, 2).flatten(), *((values[block] * present).flatten() for values in of_channel)
 
 
 def _fours(height: int, width: int) -> list[list[int]]:

@@ -9,8 +9,8 @@ from torch.fx import Node
 
 from octavo.engines.lowering.attention import Attention, attention_from
 from octavo.engines.lowering.build import Integers, Lowering, grid_of, only_reader
+from octavo.engines.lowering.move import grid_ahead
 from octavo.network.edit import shape
-from octavo.network.operations import preserves_values
 
 aten = torch.ops.aten
 LOWEST = torch.finfo(torch.float32).min  # as a bias it hides a key; −inf would make NaN of a query that may see none
@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, zeros: list[int
     if three:
         q, k, v, bias = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
     if bias is not None:
-        bias = bias.clamp(min=LOWEST)
+        bias = bias.to(torch.float32).clamp(min=LOWEST)
         bias = bias.reshape((1,) * (4 - bias.ndim) + tuple(bias.shape))
     out: Tensor = torch.ops.octavo.int8_attention(
         q, zeros[0], k.transpose(-1, -2), zeros[1], v, zeros[2], bias, *numbers
@@ -66,14 +66,9 @@ def product(lowering: Lowering, node: Node) -> bool:
 
 def _fits(lowering: Lowering, attention: Attention) -> bool:
     """Whether the kernel can be used: the weights' zero must be the integer 0, and the values in integers."""
-    site = lowering.site(attention.weights)
-    values: Any = attention.values.args[1]
-    while preserves_values(values):
-        values = values.args[0]
-    source = lowering.site(values) if isinstance(values, Node) else None
-    return (
-        site is not None and int(site.params.zero_point) == 0 and source is not None and not source.quantizer.constant
-    )
+    site, values = lowering.site(attention.weights), attention.values.args[1]
+    assert isinstance(values, Node)
+    return site is not None and int(site.params.zero_point) == 0 and grid_ahead(lowering, values) is not None
 
 
 def _attention(lowering: Lowering, found: Attention) -> bool:
@@ -121,13 +116,13 @@ def _added(lowering: Lowering, node: Node, other: Any, factor: float, bias: Any)
 
 
 def _masked(lowering: Lowering, node: Node, mask: Any, factor: float, bias: Any) -> tuple[float, Any]:
-    return factor, lowering.emit(masked_bias, lowering.real(mask), node.args[2], bias)
+    return factor, lowering.emit(masked_bias, lowering.real(mask), bias)
 
 
-def masked_bias(mask: Tensor, number: float, bias: Tensor | None) -> Tensor:
-    """`bias`, or zeros, with `number` where `mask` is true."""
+def masked_bias(mask: Tensor, bias: Tensor | None) -> Tensor:
+    """`bias`, or zeros, with the lowest number where `mask` is true: beside it any score vanishes."""
     zero = torch.zeros((), dtype=torch.float32, device=mask.device) if bias is None else bias
-    return torch.where(mask, number, zero)
+    return torch.where(mask, LOWEST, zero)
 
 
 _BETWEEN: dict[Any, Callable[[Lowering, Node, Any, float, Any], tuple[float, Any]]] = {

@@ -1,0 +1,175 @@
+"""Whether an engine computes the network that was vouched for: its outputs beside the simulation's, on real inputs.
+
+Sums of integers are exact, so an engine may differ from the simulation only where it rounds a value that lies near a
+tie: the next integer, one step away. What that does to the outputs depends on the network: nothing to a shallow one,
+and in a deep one as much as any other choice at the ties would do. So the bar is measured on the network itself: the
+simulation is run again with every value moved, before it is rounded, by as much as the engine may be off
+(`Engine.near_tie`). An engine that is right is one more such draw.
+
+    bar = the smaller of ENOUGH_DB and (the worst of DRAWS simulations with moved values − SLACK_DB)
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map
+
+from octavo.network.calibrate import Params
+from octavo.network.export import without_autocast
+from octavo.network.graph import Graph
+from octavo.network.insert import MakeModule, insert
+from octavo.network.plan import Quantizer
+from octavo.network.samples import Call
+from octavo.network.simulate import FakeQuantize, device_of
+from octavo.numerics.affine import QParams
+
+Model = Callable[..., Any]
+Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested
+
+ENOUGH_DB = 40.0  # right engines are further than this from the simulation only where rounding at ties explains it
+ENOUGH_EQUAL = 0.9  # the same for outputs that are no real numbers: the share of them that is equal
+DRAWS, SLACK_DB = 3, 3.0  # draws scatter by 2 dB and less on four samples (docs/engines.md)
+STEADY = 1e-6  # of an output's power: what varies less than this from sample to sample is no signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How near a network is to the simulation, and how near it has to be, in the output that is nearest to failing.
+
+    nearness_db  as `nearness`, inf for the same numbers
+    bar_db       what rounding at ties accounts for; at most ENOUGH_DB
+    failure      what it ended in, if it did not even run
+    """
+
+    nearness_db: float
+    bar_db: float
+    failure: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the network is as near as it has to be."""
+        return self.nearness_db >= self.bar_db
+
+    def __str__(self) -> str:
+        if self.failure:
+            return f"without outputs ({self.failure.strip().splitlines()[0][:200]})"
+        return f"{self.nearness_db:.1f} dB from the simulation, where rounding accounts for {self.bar_db:.1f} dB"
+
+
+def agreement(wanted: Outputs, found: Outputs, moved: Callable[[], Iterable[Outputs]]) -> Agreement:
+    """How `found` stands to the simulation's outputs `wanted`; `moved` gives DRAWS of those with moved values.
+
+    Nothing is drawn where `found` is near enough without.
+    """
+    near, bars = nearness(wanted, found), [enough(leaf) for leaf in wanted[0]]
+    if any(have < bar for have, bar in zip(near, bars, strict=True)):
+        for draw in moved():
+            bars = [min(bar, one - SLACK_DB) for bar, one in zip(bars, nearness(wanted, draw), strict=True)]
+    worst = min(range(len(near)), key=lambda n: _margin(near[n], bars[n]), default=None)
+    if worst is None:
+        return Agreement(nearness_db=math.inf, bar_db=ENOUGH_DB)
+    return Agreement(nearness_db=near[worst], bar_db=bars[worst])
+
+
+def _margin(near: float, bar: float) -> float:
+    return math.inf if near == bar else near - bar  # ∞ − ∞ is no number
+
+
+def enough(leaf: Tensor) -> float:
+    """The decibels that are near enough for an output, whatever rounding does."""
+    return ENOUGH_DB if leaf.is_floating_point() else -10 * math.log10(1 - ENOUGH_EQUAL)
+
+
+def nearness(wanted: Outputs, found: Outputs) -> list[float]:
+    """Decibels between the outputs of two executions, tensor by tensor: 10·log₁₀(signal / noise).
+
+    The signal is what an output says of its inputs: how it varies around its mean over the samples, not the mean,
+    which stays where it is when half of the network is lost. For integers and truth values it is −10·log₁₀ of the share
+    that differs. −inf for another number of tensors, another shape or type, and where only one is NaN or infinite.
+    """
+    columns = list(zip(*wanted, strict=True))
+    if [len(leaves) for leaves in wanted] != [len(leaves) for leaves in found]:
+        return [-math.inf] * len(columns)
+    return [_nearness(mine, theirs) for mine, theirs in zip(columns, zip(*found, strict=True), strict=True)]
+
+
+def _nearness(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    signal = raw = noise = 0.0
+    for a, b in zip(wanted, found, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return -math.inf
+        if not a.is_floating_point():
+            signal, noise = signal + a.numel(), noise + int((a != b).sum())
+            continue
+        x, y = a.double(), b.double()
+        finite = torch.isfinite(x)
+        if not torch.equal(finite, torch.isfinite(y)) or not torch.allclose(x[~finite], y[~finite], equal_nan=True):
+            return -math.inf
+        x, y = torch.where(finite, x, 0.0), torch.where(finite, y, 0.0)
+        mean = x.mean(0) if x.ndim and len(x) > 1 else x.mean() if x.numel() > 1 else 0.0
+        signal += (x - mean).square().sum().item()
+        raw += x.square().sum().item()
+        noise += (x - y).square().sum().item()
+    signal = max(signal, STEADY * raw)
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+# ---- the simulation, and the same with its values moved
+
+
+class Moved(FakeQuantize):
+    """Rounds what was moved by a random part of a step, up to `near_tie`, first."""
+
+    def __init__(self, params: QParams, near_tie: float, source: torch.Generator) -> None:
+        super().__init__(params)
+        self.near_tie, self.source = near_tie, source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, rounded to another integer than by the simulation where that is nearly as near."""
+        part = 2 * torch.rand(x.shape, generator=self.source).to(x) - 1
+        return super().forward(x + part * self.near_tie * self.scale.to(x))
+
+
+def simulated(graph: Graph, params: Params, calls: Sequence[Call]) -> Outputs:
+    """What the simulation returns for `calls`."""
+    return ran(_inserted(graph, params, lambda quantizer: FakeQuantize(params.values[quantizer.name])), calls)
+
+
+def moved(graph: Graph, params: Params, calls: Sequence[Call], near_tie: float) -> Iterator[Outputs]:
+    """The same, DRAWS times, with every activation moved by up to `near_tie` steps before it is rounded."""
+    for draw in range(DRAWS):
+        source = torch.Generator().manual_seed(draw)
+
+        def make(quantizer: Quantizer, source: torch.Generator = source) -> nn.Module:
+            values = params.values[quantizer.name]
+            return FakeQuantize(values) if quantizer.constant else Moved(values, near_tie, source)
+
+        yield ran(_inserted(graph, params, make), calls)
+
+
+def _inserted(graph: Graph, params: Params, make: MakeModule) -> GraphModule:
+    """`graph` with these modules, on its own device; it shares the parameters."""
+    return insert(graph, params.plan, lambda quantizer: make(quantizer).to(device_of(graph)), own_parameters=False)
+
+
+def ran(model: Model, calls: Sequence[Call]) -> Outputs:
+    """What `model` returns for `calls`, which it gets on its own device and as tensors of its own."""
+    device = next((p.device for p in model.parameters()), "cpu") if isinstance(model, nn.Module) else "cpu"
+
+    def own(leaf: Any) -> Any:
+        return leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    outputs = []
+    with torch.inference_mode(), without_autocast():
+        for call in calls:
+            args, kwargs = tree_map(own, call)
+            returned = tree_leaves(model(*args, **kwargs))
+            outputs.append([leaf.detach().cpu() for leaf in returned if isinstance(leaf, Tensor)])
+    return tuple(outputs)

@@ -1,0 +1,152 @@
+"""An engine's fault, found and gone around: the layer that it computes wrongly is left in float on this engine.
+
+compile ─▶ agrees with the simulation? ─ yes ─▶ the network
+   ▲                 │ no
+   └── left in float ┘  the layers that make the first value that deviates; at most ROUNDS times
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from octavo import engines
+from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreement, moved, nearness, ran, simulated
+from octavo.engines.sites import returning_sites, sources_of
+from octavo.errors import QuantizationError
+from octavo.network.calibrate import Params
+from octavo.network.graph import Graph
+from octavo.network.origin import Origin, remember
+from octavo.network.partial import keep_float, layers
+from octavo.network.plan import Plan
+from octavo.network.samples import Call, calls_of
+
+ROUNDS = 4
+COARSE = 0.25  # steps: bfloat16 keeps eight bits of what lies between two integer operations
+
+
+class EngineFaultError(QuantizationError):
+    """An engine computes something else than the network that it was given."""
+
+
+def compile_right(
+    graph: Graph, params: Params, *, engine: str, expected: Outputs | None = None, **options: Any
+) -> engines.Compiled:
+    """`engines.compile`'s network, after it agreed with the simulation on the samples of `params`.
+
+    Where it does not, the layers that deviate first are left in float. The `origin` of what comes back has the
+    parameters that it runs with, whose coverage and notes name those layers.
+
+    expected  what the simulation returns for those samples, if it is known
+    warns     UserWarning naming the layers that were left in float because of the engine
+    raises    EngineFaultError if the engine is wrong with every plan that was tried
+    """
+    calls = calls_of(graph, params.samples)
+    network = engines.compile(graph, params, engine=engine, **options)
+    near_tie = max(engines.ENGINES[engine].near_tie, COARSE if options.get("precision") == "bf16" else 0.0)
+    first = _agreement(graph, params, network, calls, near_tie, expected)
+    if first.holds:
+        return network
+    options.pop("network", None)  # it was written of the plan that failed
+    tried: list[tuple[str, ...]] = []
+    for names in _fewer(graph, params, engine, calls, near_tie):
+        tried.append(names)
+        remaining = keep_float(graph, params, names)
+        network = engines.compile(graph, remaining, engine=engine, **options)
+        if _agreement(graph, remaining, network, calls, near_tie).holds:
+            noted = _noted(remaining, names, f"{engine} computes it wrongly: it would be {first}")
+            warnings.warn(f"{noted.notes[0]}. Please report the network", UserWarning, stacklevel=3)
+            return remember(network, Origin(graph=graph, params=noted, engine=engine))
+    raise EngineFaultError(
+        asked=f"compile for {engine}",
+        seen=f"it computes something else than the network: on samples of the calibration data it is {first}",
+        remedy="use another engine, or pass check=False to have it as it is; and report the network",
+        site=tried[0][0] if tried else None,
+    )
+
+
+def _agreement(
+    graph: Graph,
+    params: Params,
+    network: engines.Compiled,
+    calls: Sequence[Call],
+    near_tie: float,
+    expected: Outputs | None = None,
+) -> Agreement:
+    wanted = expected or simulated(graph, params, calls)
+    try:
+        found = ran(network, calls)
+    except Exception as error:  # an engine's own errors share no base but this
+        return Agreement(nearness_db=-math.inf, bar_db=ENOUGH_DB, failure=f"{type(error).__name__}: {error}")
+    return agreement(wanted, found, lambda: moved(graph, params, calls, near_tie))
+
+
+def _fewer(
+    graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float
+) -> Iterator[tuple[str, ...]]:
+    """Layers to leave in float: those that deviate first; when that does not help, the next, and these with those."""
+    left: tuple[str, ...] = ()
+    for attempt in range(ROUNDS):
+        remaining = keep_float(graph, params, left) if left else params
+        names = _suspects(graph, remaining, engine, calls, near_tie)
+        if attempt >= ROUNDS // 2:  # one by one does not help: all of their kind
+            kinds = {site.operation for site in _sites(params.plan) if site.layer in {*left, *names}}
+            names = tuple(site.layer for site in _sites(params.plan) if site.operation in kinds)
+        together = tuple(dict.fromkeys((*left, *names)))
+        for chosen in dict.fromkeys((tuple(dict.fromkeys(names)), together)):
+            if chosen and chosen != left and not set(layers(graph, params.plan)) <= set(chosen):
+                yield chosen
+        left = together if not set(layers(graph, params.plan)) <= set(together) else left
+
+
+def _sites(plan: Plan) -> Iterator[Any]:
+    return (site for quantizer in plan.quantizers for site in quantizer.sites)
+
+
+def _suspects(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> tuple[str, ...]:
+    """The layers that make the first rounded value that deviates from the simulation's, else those before the output.
+
+    An engine may fuse less while it also returns what it rounds, so it may be right here and wrong without.
+    """
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    sources = {name: source for q in params.plan.quantizers for name, source in sources_of(q).items()}
+    readers = {name: q.sites[0].layer for q in params.plan.quantizers for name in sources_of(q)}
+    where = _first_deviating(graph, params, engine, calls, near_tie)
+    start = nodes[sources[where]] if where is not None else list(nodes.values())[-1]
+    made_by = {site.node: site.layer for site in _sites(params.plan)}
+    found: dict[str, None] = {}
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        if node.name in made_by and (node is not start or where is not None):
+            found[made_by[node.name]] = None
+            continue
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        pending.extend(new)
+    return tuple(found) or ((readers[where],) if where is not None else ())
+
+
+def _first_deviating(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> str | None:
+    """The first site, in the order of the data flow, that is further from the simulation's than rounding explains."""
+    watched, own, scales = returning_sites(graph, params)
+    names = list(scales)
+    wanted = simulated(watched, own, calls)
+    drawn = next(moved(watched, own, calls, near_tie))
+    try:
+        found = ran(engines.compile(watched, own, engine=engine), calls)
+    except Exception:  # an engine's own errors share no base but this; the outputs were enough to know that it is wrong
+        return None
+    ours = [[leaves[len(leaves) - len(names) :] for leaves in outputs] for outputs in (wanted, found, drawn)]
+    near, bars = (nearness(tuple(ours[0]), tuple(other)) for other in ours[1:])
+    deviating = (n for n, (a, b) in enumerate(zip(near, bars, strict=True)) if a < min(ENOUGH_DB, b - SLACK_DB))
+    return next((names[n] for n in deviating), None)
+
+
+def _noted(params: Params, names: Sequence[str], reason: str) -> Params:
+    """`params` whose coverage and notes say why the layers `names` are in float."""
+    coverage = params.plan.coverage
+    kept = tuple(replace(one, reason=reason) if one.site in names else one for one in coverage.kept_float)
+    plan = replace(params.plan, coverage=replace(coverage, kept_float=kept))
+    return replace(params, plan=plan, notes=(f"left in float: {', '.join(names)}, because {reason}", *params.notes))

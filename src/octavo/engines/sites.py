@@ -1,0 +1,50 @@
+"""A network that also returns what it rounds: to compare two executions of it place by place."""
+
+from dataclasses import replace
+
+from torch.fx import Node
+from torch.utils._pytree import tree_structure, tree_unflatten
+
+from octavo.engines.signature import codegen_returning, tree_info
+from octavo.network.calibrate import Params
+from octavo.network.edit import copy_module
+from octavo.network.graph import Graph
+from octavo.network.plan import Quantizer
+from octavo.network.share import Edge
+
+
+def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, float]]:
+    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: scale}.
+
+    The output of the network is one more reader of every quantized activation, so each engine returns, by its own
+    means, the values that it rounded. What the network returns in float already is left out.
+    """
+    module = copy_module(graph.module, own_parameters=False)
+    nodes = {node.name: node for node in module.graph.nodes}
+    (output,) = module.graph.find_nodes(op="output")
+    returned = list(output.args[0])
+    extra: dict[str, Node] = {}
+    scales: dict[str, float] = {}
+    quantizers = []
+    for quantizer in params.plan.quantizers:
+        sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
+        seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
+        sources = {name: source for name, source in sources.items() if source not in seen}
+        extra |= sources
+        scales |= dict.fromkeys(sources, 0.0 if quantizer.constant else float(params.values[quantizer.name].scale))
+        edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())
+        quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
+    inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)
+    spec = tree_structure({"output": inner, "sites": dict.fromkeys(extra, 0)})
+    output.args = ([*returned, *extra.values()],)
+    module._out_spec = spec
+    module.graph.set_codegen(codegen_returning(module, spec))
+    module.recompile()
+    plan = replace(params.plan, quantizers=tuple(quantizers))
+    return replace(graph, module=module), replace(params, plan=plan), scales
+
+
+def sources_of(quantizer: Quantizer) -> dict[str, str]:
+    """{name of the site: node whose value is rounded there}; none for a weight, several for tensors that are joined."""
+    sources = [] if quantizer.constant else list(dict.fromkeys(edge.source for edge in quantizer.edges))
+    return {f"{quantizer.name}#{n}" if n else quantizer.name: source for n, source in enumerate(sources)}

@@ -1,0 +1,158 @@
+"""engine="auto": every engine that can be used here, compiled, checked against the simulation, and timed.
+
+Which engine is fastest depends on the network and the machine, and now and then it is none of the integer ones: the
+winner is timed beside its own float32 and bfloat16, and a warning says so where those are as fast.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo import engines
+from octavo.engines import available
+from octavo.engines.faults import compile_right
+from octavo.errors import QuantizationError
+from octavo.machine import machine, versions
+from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.graph import Graph, network_inputs
+from octavo.network.origin import SIMULATION
+from octavo.network.plan import make_plan
+from octavo.network.ranks import by_first
+from octavo.network.rule import Rule
+from octavo.network.target import Target, target_for
+from octavo.recovery.evaluate import Latencies, latency_ms
+from octavo.workflow.digest import digest_of_graph
+from octavo.workflow.study import Study, trial_key
+
+WITH_FLOAT: dict[str, tuple[str, ...]] = {"openvino": ("f32", "bf16"), "inductor": ("f32", "bf16"), "onnxruntime": ()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The engine that was chosen, and why.
+
+    latencies  milliseconds of the integer network on each engine, in one interleaved run
+    float_ms   of the chosen engine's own float network beside it, {"int8", "f32", "bf16"}; empty if it has none
+    rejected   {engine: why it was not timed}
+    """
+
+    engine: str
+    latencies: Latencies
+    float_ms: Latencies
+    rejected: Mapping[str, str]
+
+    @property
+    def fastest(self) -> str:
+        """ "int8", or the float precision that is faster on this engine."""
+        return min(self.float_ms, key=lambda name: self.float_ms[name].median_ms) if self.float_ms else "int8"
+
+    def __str__(self) -> str:
+        ranking = sorted(self.latencies, key=lambda name: self.latencies[name].median_ms)
+        timed = ", ".join(f"{name} {self.latencies[name].median_ms:.3g} ms" for name in ranking)
+        lines = [f"{self.engine} is the fastest engine for this network here: {timed}"]
+        lines += [f"{name} is out: {reason}" for name, reason in self.rejected.items()]
+        if self.float_ms:
+            times = ", ".join(f"{name} {latency.median_ms:.3g} ms" for name, latency in self.float_ms.items())
+            lines.append(f"beside its own float network: {times}")
+        if self.fastest != "int8":
+            lines.append(f"int8 is not the fastest for this network: {self.fastest} is")
+        return "; ".join(lines)
+
+
+def choose_engine(
+    graph: Graph, params: Params, example: Any = None, *, check: bool = True, rounds: int = 15
+) -> tuple[engines.Compiled, Choice]:
+    """(The network on the engine that is fastest here, how that was found out).
+
+    example  what is timed, in the form of `capture`'s; None takes the captured one
+    check    leave out engines that do not agree with the simulation
+    raises   QuantizationError if no engine can run the network as the simulation says
+    """
+    args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
+    candidates, latencies, rejected = _race(graph, dict.fromkeys(_integer(), params), (args, kwargs), check, rounds)
+    winner = next(iter(latencies))
+    beside = {"int8": candidates[winner]} | {
+        precision: engines.compile(graph, None, engine=winner, precision=precision)
+        for precision in WITH_FLOAT.get(winner, ())
+    }
+    float_ms = _timed(beside, args, kwargs, rounds) if len(beside) > 1 else Latencies()
+    return candidates[winner], Choice(engine=winner, latencies=latencies, float_ms=float_ms, rejected=rejected)
+
+
+def engine_for(
+    folder: Path, graph: Graph, rules: Sequence[Rule], target: Target | str | None, batches: Iterable[Any]
+) -> str:
+    """The engine on which `graph` is fastest here and right, each with its own plan; the study keeps what was found.
+
+    target   of every plan; None takes the engine's own
+    batches  a few, to calibrate with: what is timed need not be accurate
+    raises   QuantizationError if no engine runs the network as its simulation says
+    """
+    names = [name for name in available() if name != "reference"]
+    if len(names) < 2:
+        return names[0] if names else SIMULATION
+    key = "engine-" + trial_key(
+        model=digest_of_graph(graph),
+        rules=[str(rule) for rule in rules],
+        target=repr(target),
+        engines=names,
+        machine=machine(),
+        versions=versions(),
+    )
+
+    def known() -> bytes | None:
+        with Study(folder) as study:
+            return study.blob(key)
+
+    data = by_first(known)
+    if data is None:
+        plans = {name: make_plan(graph, rules, target=target or target_for(name)) for name in names}
+        params = {name: choose_params(graph, plan, observe(graph, plan, batches)) for name, plan in plans.items()}
+
+        def raced() -> bytes:
+            _, latencies, rejected = _race(graph, params, (graph.example_args, graph.example_kwargs), True, rounds=15)
+            found = {"engines": list(latencies), "ms": [time.median_ms for time in latencies.values()]}
+            with Study(folder) as study:
+                study.keep(key, json.dumps(found | {"rejected": rejected}).encode())
+                return study.blob(key) or b""
+
+        data = by_first(raced)
+    return str(json.loads(data)["engines"][0])
+
+
+def _integer() -> list[str]:
+    return [name for name in available() if name != "reference"] or ["reference"]
+
+
+def _race(
+    graph: Graph, params: Mapping[str, Params], example: tuple[Any, Any], check: bool, rounds: int
+) -> tuple[dict[str, engines.Compiled], Latencies, dict[str, str]]:
+    """({engine: network} of those that are right, their times, the fastest first, {engine: why it is out})."""
+    candidates: dict[str, engines.Compiled] = {}
+    rejected: dict[str, str] = {}
+    for name, own in params.items():
+        try:
+            candidates[name] = (compile_right if check else engines.compile)(graph, own, engine=name)
+        except QuantizationError as error:
+            rejected[name] = error.seen
+    if not candidates:
+        raise QuantizationError(
+            asked="find the fastest engine that is right",
+            seen="; ".join(f"{name}: {reason}" for name, reason in rejected.items()),
+            remedy='use engine="reference", and report the network',
+        )
+    latencies = _timed(candidates, *example, rounds)
+    order = sorted(latencies, key=lambda name: latencies[name].median_ms)
+    return candidates, Latencies({name: latencies[name] for name in order}), rejected
+
+
+def _timed(networks: Mapping[str, engines.Compiled], args: Any, kwargs: Any, rounds: int) -> Latencies:
+    def call(network: engines.Compiled) -> Callable[[], object]:
+        return lambda: network(*args, **kwargs)
+
+    with torch.inference_mode():
+        return latency_ms({name: call(network) for name, network in networks.items()}, rounds=rounds)
