@@ -41,15 +41,8 @@ def compile_onnxruntime(
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
     network = network or export_onnx(graph, params)
-    options, disabled = _options(network)
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    size_mb = network.ByteSize() / 1e6
-    serialized = (rewritten(network) if fusion == "all" else network).SerializeToString()
     try:
-        session, optimized = _session(serialized, options, disabled)
+        session, optimized = session_of(network, threads=threads, fusion=fusion)
     except Exception as error:  # its classes share no base but this
         raise QuantizationError(
             asked="compile for ONNX Runtime",
@@ -58,30 +51,46 @@ def compile_onnxruntime(
         ) from error
     target = TARGETS["paper"] if params is None else params.plan.target
     executions = read_executions(optimized, list(compute_heavy(graph, target).values()))
+    size_mb = network.ByteSize() / 1e6
     return OnnxRuntimeModel(session, size_mb=size_mb, executions=executions, signature=signature_of(graph))
+
+
+def session_of(
+    network: onnx.ModelProto,
+    *,
+    threads: int | None = None,
+    fusion: Literal["all", "none"] = "all",
+    profile: str | None = None,
+) -> tuple[onnxruntime.InferenceSession, onnx.ModelProto]:
+    """(a session that computes what `network` says, the graph that it runs, without its weights).
+
+    profile  where it writes a profile of its calls, which `end_profiling` finishes
+    """
+    options, disabled = _options(network)
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    serialized = (rewritten(network) if fusion == "all" else network).SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        session = onnxruntime.InferenceSession(
+            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+        return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
 
 
 def _options(network: onnx.ModelProto) -> tuple[onnxruntime.SessionOptions, list[str]]:
     """(options under which ONNX Runtime computes what `network` says, the optimizers that would not)."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
     # A weight alone in integers is multiplied in float: by default MatMulNBits rounds the other input, unasked.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     disabled = ["MatMulAddFusion"] if is_quantized(network) else []  # into a Gemm that runs in float
     return options, disabled + INVALID * signed_activations(network)
-
-
-def _session(
-    serialized: bytes, options: onnxruntime.SessionOptions, disabled: list[str]
-) -> tuple[onnxruntime.InferenceSession, onnx.ModelProto]:
-    """(the session, the graph that it runs without its weights)."""
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        options.log_severity_level = 3  # it warns that such a file is for this machine only
-        session = onnxruntime.InferenceSession(
-            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
-        return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
 
 
 class OnnxRuntimeModel:
