@@ -14,8 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import runs_here
 from octavo.engines import available, compile
+from octavo.engines.onnxruntime_kernels import owner
 from octavo.errors import QuantizationError
-from octavo.network.graph import call_arguments
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import call_arguments, capture
+from octavo.network.plan import compute_heavy, make_plan
+from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 
 pytest.importorskip("onnxruntime")
@@ -80,7 +84,7 @@ def assert_agrees(engine, reference, batch, fusion) -> None:
 
 
 @pytest.mark.parametrize("fusion", ["all", "none"])
-@pytest.mark.parametrize("target", ["openvino", "tensorrt", "paper"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "paper"])
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_what_the_simulation_says(calibrated, case, target, fusion) -> None:
     build, make, axes = CASES[case]
@@ -88,6 +92,131 @@ def test_it_computes_what_the_simulation_says(calibrated, case, target, fusion) 
     engine = compile(graph, params, engine="onnxruntime", threads=1, fusion=fusion)
     for batch in (1, 3):
         assert_agrees(engine, simulate(graph, params), make(batch), fusion)
+
+
+class Pooled(nn.Module):
+    """Residual blocks, one behind a max-pool and one before an average, and what is not a fusion of a convolution."""
+
+    def __init__(self, block) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), block(8), block(8, downsample=True)
+        self.wide, self.last, self.head = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        y = self.two(self.one(F.max_pool2d(F.relu(self.stem(x)), 2)))
+        return self.head(F.relu6(self.last(F.silu(self.wide(y)))).mean((2, 3)))
+
+
+def ran(engine) -> tuple[set[str], set[str]]:
+    """(layers on integers, layers in float)."""
+    executions = engine.executions()
+    on_integers = {layer for layer, execution in executions.items() if execution.arithmetic == "int8"}
+    return on_integers, executions.keys() - on_integers
+
+
+def test_every_convolution_runs_on_integers(calibrated, basic_block) -> None:
+    """A sum of convolutions, a pooling or an activation that is no fusion once left them in float."""
+    graph, params = calibrated(Pooled(basic_block).eval(), torch.randn(4, 3, 16, 16), target=runs_here("onnxruntime"))
+    on_integers, in_float = ran(compile(graph, params, engine="onnxruntime", threads=1))
+    assert on_integers == set(params.plan.coverage.layers)
+    assert in_float == set()
+    assert len(on_integers) == 9
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1), ()])
+def test_every_product_of_a_transformer_runs_on_integers(calibrated, axes) -> None:
+    """With sizes that are fixed, ONNX Runtime once made Gemms in float of the linears."""
+    graph, params = calibrated(Tokens(), torch.randint(50, (4, 9)), target=runs_here("onnxruntime"), dynamic_axes=axes)
+    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    assert ran(engine) == (set(params.plan.coverage.layers), set())
+    assert engine.executions()["table"].kernel == "Gather"
+    assert_agrees(engine, simulate(graph, params), torch.randint(50, (4, 9)), "all")
+
+
+def test_a_linear_called_twice_runs_on_integers_twice(calibrated, network) -> None:
+    """ONNX Runtime once computed both in float: its fusion asks for a weight that nothing else reads."""
+    model = network(lambda self, x: self.a(F.relu(self.a(x))), a=nn.Linear(8, 8))
+    graph, params = calibrated(model, torch.randn(4, 5, 8), target=runs_here("onnxruntime"))
+    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    assert ran(engine) == ({"a", "a@1"}, set())
+    assert_agrees(engine, simulate(graph, params), torch.randn(7, 5, 8), "all")
+
+
+def test_what_runs_in_float_is_named_as_the_user_names_it(calibrated, network) -> None:
+    def forward(self, x):
+        y = self.back(self.up(F.relu(self.first(x)))[..., :16])
+        return F.bilinear(y, y, self.pair), self.rnn(y)[0]
+
+    model = network(
+        forward,
+        first=nn.Conv1d(4, 8, 3, padding=1),
+        up=nn.ConvTranspose1d(8, 8, 2),
+        back=nn.Conv1d(8, 4, 1),
+        pair=nn.Parameter(torch.randn(3, 16, 16)),
+        rnn=nn.LSTM(16, 5, bidirectional=True, batch_first=True),
+    )
+    graph, params = calibrated(model, torch.randn(3, 4, 16), target=runs_here("onnxruntime"))
+    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    names = list(compute_heavy(graph, params.plan.target).values())
+    assert list(engine.executions()) == names == ["first", "up", "back", "bilinear", "rnn"]
+    assert ran(engine) == ({"first", "back"}, {"up", "bilinear", "rnn"})
+    engine = compile(graph, None, engine="onnxruntime", threads=1)
+    assert ran(engine) == (set(), set(names))
+
+
+def test_a_kernel_belongs_to_the_longest_layer_whose_name_it_has() -> None:
+    layers = ["stem", "stem_token_1", "a.b", "a", "matmul@1"]
+    names = ["stem", "stem_token_7", "stem_token_1", "stem_token_1_token_2", "a.b/MatMulScaleFusion/", "a", "a.c", "b"]
+    owners = ["stem", "stem", "stem_token_1", "stem_token_1", "a.b", "a", None, None]
+    assert [owner(name, layers) for name in names] == owners
+
+
+def test_a_weight_alone_in_integers_is_multiplied_by_real_values(calibrated) -> None:
+    """ONNX Runtime's MatMulNBits rounds the other input too, unless it is told not to: 38 dB in place of no noise."""
+    rules = [Rule(role="input", skip=True), Rule("*")]
+    graph, params = calibrated(nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64), rules, runs_here("onnxruntime"))
+    engine, x = compile(graph, params, engine="onnxruntime", threads=1), torch.randn(5, 64)
+    torch.testing.assert_close(engine(x), simulate(graph, params)(x).detach(), rtol=0, atol=1e-3)
+    assert ran(engine) == (set(), {"0"})
+
+
+UNITS = torch.tensor([1e-3, 1.0, 300.0, 1e5, 0.1, 50.0])
+OFFSETS = torch.tensor([0.0, 5.0, 273.0, 1e5, 0.0, -20.0])
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_bias_smaller_than_the_unit_of_the_sums_is_not_lost(kind, network) -> None:
+    """Columns of very different units: as an integer of the sums the bias would be 0."""
+
+    def forward(self, x):
+        return self.b(F.relu(self.a(x)))
+
+    a, b = (nn.Linear(6, 32), nn.Linear(32, 4)) if kind == "linear" else (nn.Conv1d(6, 32, 1), nn.Conv1d(32, 4, 1))
+    columns = (slice(None), slice(None), *[None] * (kind == "convolution"))
+    with torch.no_grad():
+        a.bias -= (a.weight.flatten(1) / UNITS) @ OFFSETS
+        a.weight /= UNITS[columns[1:]]
+    example = ((torch.randn(64, 6) * UNITS + OFFSETS)[columns],)
+    graph = capture(network(forward, a=a, b=b), example)
+    plan = make_plan(graph, target=runs_here("onnxruntime"))
+    params = choose_params(graph, plan, observe(graph, plan, [example]))
+    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    assert_agrees(engine, simulate(graph, params), example, "all")
+    assert ("a" in ran(engine)[0]) == (kind == "linear")  # a convolution is left in float, and named
+
+
+def test_channels_pruned_to_nothing_keep_their_bias(calibrated) -> None:
+    """Their scale was so small that the bias left int32: 9.5 dB from the simulation."""
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(64, 4))
+    with torch.no_grad():
+        for layer, channels in ((model[0], slice(3)), (model[2], slice(2, 5)), (model[6], slice(1))):
+            layer.weight[channels] *= 1e-14
+            layer.bias.abs_().add_(0.5)
+    graph, params = calibrated(model, torch.randn(8, 3, 8, 8), target=runs_here("onnxruntime"))
+    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    assert_agrees(engine, simulate(graph, params), torch.randn(3, 3, 8, 8), "all")
+    assert ran(engine) == ({"0", "2", "4", "6"}, set())
 
 
 def test_the_float_network_is_the_baseline(calibrated) -> None:

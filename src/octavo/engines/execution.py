@@ -1,6 +1,7 @@
 """How an engine says that it runs an operation: measured or read from what it compiled, never assumed."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +21,8 @@ class Execution:
     def on_integers(self) -> bool:
         """Whether it multiplies integers."""
         return self.implementation.endswith(("_i8", "_I8"))
+
+    @property
+    def arithmetic(self) -> Literal["int8", "float"]:
+        """What it computes in."""
+        return "int8" if self.on_integers else "float"

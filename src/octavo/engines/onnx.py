@@ -28,14 +28,15 @@ from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
-from octavo.network.plan import Quantizer
+from octavo.network.plan import Quantizer, compute_heavy, layer_names
+from octavo.network.target import TARGETS
 
 
 def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:
     """`graph` as an ONNX model of opset 21 with a dynamic batch, quantized by `params`; None exports the float network.
 
     Inputs are named as in the graph; outputs "output", after their keys if the model returns a dict, or "output_0", ….
-    Every quantized operation is named after the user's layer.
+    Every compute-heavy operation is named after the user's layer.
 
     path    also write the model there
     raises  QuantizationError for an operation that ONNX cannot express
@@ -65,7 +66,7 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
             return quantized_weight(weight, values[quantizer.name])
 
         module = insert(graph, params.plan, make, own_parameters=False)
-    _annotate_layers(module, params)
+    _annotate_layers(module, graph, params)
     replace_recurrent(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -87,12 +88,10 @@ def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 
 
-def _annotate_layers(module: GraphModule, params: Params | None) -> None:
-    """The name of the user's layer at every quantized operation, where the exporter keeps it."""
-    if params is None:
-        return
-    sites = (site for quantizer in params.plan.quantizers for site in quantizer.sites)
-    layers = {site.node: site.name.removesuffix(f".{site.role}") for site in sites}
+def _annotate_layers(module: GraphModule, graph: Graph, params: Params | None) -> None:
+    """The name of the user's layer at every compute-heavy operation, where the exporter keeps it."""
+    target = TARGETS["paper"] if params is None else params.plan.target
+    layers = layer_names(graph, target) | compute_heavy(graph, target)
     for node in module.graph.nodes:
         node.meta.pop("custom", None)
         if node.name in layers:
@@ -154,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_layers(model: onnx.ModelProto, exported: ExportedProgram | None) -> None:
-    """Name the ONNX node of every quantized operation after the user's layer; adding its bias is another node."""
+    """Name the ONNX node of every compute-heavy operation after the user's layer; adding its bias is another node."""
     assert exported is not None
     layers = {node.name: node.meta["custom"]["layer"] for node in exported.graph.nodes if _is_annotated(node)}
     named: set[str] = set()
@@ -166,7 +165,7 @@ def _name_layers(model: onnx.ModelProto, exported: ExportedProgram | None) -> No
             named.add(layer)
 
 
-_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "LSTM", "GRU"}
+_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "Einsum", "LSTM", "GRU", "RNN"}
 
 
 def _is_annotated(node: Node) -> bool:

@@ -1,16 +1,24 @@
 """The ONNX Runtime engine: the interchange model, read by the second of its readers."""
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 import onnxruntime
 import torch
 
+from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
+from octavo.engines.onnxruntime_kernels import read_executions
+from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_activations
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.plan import compute_heavy
+from octavo.network.target import TARGETS
 
 # ONNX Runtime 1.32 moves a QuantizeLinear of int8 before a Transpose and gives it the zero-point of a uint8.
 INVALID = ["QDQPropagationTransformer"]
@@ -32,23 +40,57 @@ def compile_onnxruntime(
     network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
-    options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    serialized = (network or export_onnx(graph, params)).SerializeToString()
+    network = network or export_onnx(graph, params)
     try:
-        session = onnxruntime.InferenceSession(
-            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=INVALID
-        )
+        session, optimized = session_of(network, threads=threads, fusion=fusion)
     except Exception as error:  # its classes share no base but this
         raise QuantizationError(
             asked="compile for ONNX Runtime",
             seen=f"it failed ({str(error).strip().splitlines()[0]})",
             remedy='use another engine, or make the plan with target="tensorrt", whose int8 every reader knows',
         ) from error
-    return OnnxRuntimeModel(session, size_mb=len(serialized) / 1e6, signature=signature_of(graph))
+    target = TARGETS["paper"] if params is None else params.plan.target
+    executions = read_executions(optimized, list(compute_heavy(graph, target).values()))
+    size_mb = network.ByteSize() / 1e6
+    return OnnxRuntimeModel(session, size_mb=size_mb, executions=executions, signature=signature_of(graph))
+
+
+def session_of(
+    network: onnx.ModelProto,
+    *,
+    threads: int | None = None,
+    fusion: Literal["all", "none"] = "all",
+    profile: str | None = None,
+) -> tuple[onnxruntime.InferenceSession, onnx.ModelProto]:
+    """(a session that computes what `network` says, the graph that it runs, without its weights).
+
+    profile  where it writes a profile of its calls, which `end_profiling` finishes
+    """
+    options, disabled = _options(network)
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    serialized = (rewritten(network) if fusion == "all" else network).SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        session = onnxruntime.InferenceSession(
+            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+        return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
+
+
+def _options(network: onnx.ModelProto) -> tuple[onnxruntime.SessionOptions, list[str]]:
+    """(options under which ONNX Runtime computes what `network` says, the optimizers that would not)."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
+    # A weight alone in integers is multiplied in float: by default MatMulNBits rounds the other input, unasked.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    disabled = ["MatMulAddFusion"] if is_quantized(network) else []  # into a Gemm that runs in float
+    return options, disabled + INVALID * signed_activations(network)
 
 
 class OnnxRuntimeModel:
@@ -57,11 +99,23 @@ class OnnxRuntimeModel:
     size_mb  megabytes (10⁶ bytes) of the ONNX model that it was compiled from
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, *, size_mb: float, signature: Signature) -> None:
-        self.session, self.size_mb, self._signature = session, size_mb, signature
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        *,
+        size_mb: float,
+        executions: Mapping[str, Execution],
+        signature: Signature,
+    ) -> None:
+        self.session, self.size_mb = session, size_mb
+        self._executions, self._signature = executions, signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are read in place, outputs are new tensors."""
         names = self._signature.tensors
         arrays = self.session.run(list(names), self._signature.arrays(args, kwargs))
         return self._signature.unflatten(dict(zip(names, map(torch.from_numpy, arrays), strict=True)))
+
+    def executions(self) -> dict[str, Execution]:
+        """{user's layer: how it runs} for every compute-heavy operation, read from the graph that is run."""
+        return dict(self._executions)

@@ -4,7 +4,7 @@ What runs on integers is read from the compiled model, not assumed: see `OpenVIN
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import onnx
@@ -17,11 +17,14 @@ from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.plan import compute_heavy
+from octavo.network.target import TARGETS
 
 # OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
 COMPUTE_HEAVY = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
-COMPUTE_HEAVY |= {"LSTMSequence", "GRUSequence"}
-KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph"}
+COMPUTE_HEAVY |= {"LSTMSequence", "GRUSequence", "Gather", "Einsum"}
+KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph", "Gather"}
+RECURRENT = {"LSTMSequence", "GRUSequence"}
 
 
 def compile_openvino(
@@ -54,7 +57,8 @@ def compile_openvino(
     size_mb = len(serialized) / 1e6
     model = core.read_model(serialized)
     _fold_weights(core, model)
-    layers = _layers(model, network)
+    target = TARGETS["paper"] if params is None else params.plan.target
+    layers = _layers(model, network, list(compute_heavy(graph, target).values()))
     try:
         compiled = core.compile_model(model, "CPU", properties)
     except RuntimeError as error:
@@ -99,21 +103,25 @@ def _is_stack(weight: ov.Output) -> bool:
     return math.prod(sizes[:-2]) > 1
 
 
-def _layers(model: ov.Model, network: onnx.ModelProto) -> dict[str, list[str]]:
-    """{user's layer: OpenVINO's names for it, best first} of every compute-heavy operation, in data-flow order.
+def _layers(model: ov.Model, network: onnx.ModelProto, known: Sequence[str]) -> dict[str, list[str]]:
+    """{user's layer: OpenVINO's names for it, best first} of those of `known` that `model` has, in their order.
 
     OpenVINO reads one ONNX node as several operations, of which only the last keeps the name of the ONNX value. The
     kernel is named after any of them, or after the scaling and additions that it absorbs.
     """
     writers = {value: node.name for node in network.graph.node for value in node.output}
     layers: dict[str, list[str]] = {}
-    for node in model.get_ordered_ops():
+    for node in reversed(model.get_ordered_ops()):  # an operation may become several: the last one has its name
         if node.get_type_name() in COMPUTE_HEAVY:
             chain = list(_absorbed(node))
             names = [_stem(part.get_friendly_name()) for part in chain]
             written = [writers[value] for part in chain for value in part.output(0).get_names() if value in writers]
-            layers[written[0] if written else names[0]] = names
-    return layers
+            recurrent = [RECURRENT_KERNEL] * (node.get_type_name() in RECURRENT)
+            layers.setdefault(written[0] if written else names[0], names + recurrent)
+    return {layer: layers[layer] for layer in known if layer in layers}
+
+
+RECURRENT_KERNEL = "RNNSeq"  # OpenVINO takes a layer of two directions apart, under other names; all run alike
 
 
 def _absorbed(node: ov.Node) -> Iterator[ov.Node]:
@@ -166,8 +174,7 @@ class OpenVINOModel:
         """{user's layer: how it runs} for every compute-heavy operation, as OpenVINO reports after compilation.
 
         One kernel may compute several of them: both products of an attention and the softmax between, for example.
-        Operations that the plan leaves in float have ONNX's name, "node_conv2d_1", in place of the layer's. Recurrent
-        layers of two directions are missing: OpenVINO takes them apart.
+        What OpenVINO computes once and for all when it compiles is missing.
         """
         kernels: dict[str, Execution] = {}
         for node in self.compiled.get_runtime_model().get_ordered_ops():
@@ -177,6 +184,7 @@ class OpenVINOModel:
                 for name in (node.get_friendly_name(), *fused.split(",")):
                     execution = Execution(kernel=kernel, precision=precision, implementation=implementation)
                     kernels.setdefault(_stem(name), execution)
+                kernels.setdefault(kernel, execution)
         known = {layer: [name for name in names if name in kernels] for layer, names in self._layers.items()}
         return {layer: kernels[names[0]] for layer, names in known.items() if names}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from octavo.engines.execution import Execution
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
@@ -25,7 +26,7 @@ from octavo.network.inputs import Numbers
 from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
-from octavo.network.plan import Quantizer
+from octavo.network.plan import Quantizer, compute_heavy
 from octavo.numerics.affine import QParams, dequantize, quantize
 
 aten = torch.ops.aten
@@ -71,15 +72,43 @@ def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     def make(quantizer: Quantizer) -> nn.Module:
         return Quantize(params.values[quantizer.name])
 
-    return ReferenceModel(insert(graph, params.plan, make), tuple(graph.example_kwargs), Numbers(graph))
+    module = insert(graph, params.plan, make)
+    layers = compute_heavy(graph, params.plan.target)
+    executions = {layers[node.name]: _execution(module, node) for node in module.graph.nodes if node.name in layers}
+    return ReferenceModel(module, tuple(graph.example_kwargs), Numbers(graph), executions)
+
+
+def _execution(module: GraphModule, node: Node) -> Execution:
+    """How `run_node` below runs `node`."""
+    on_integers = node.target in KERNELS and all(_gives_integers(module, source) for source in node.args[:2])
+    kernel, arithmetic = str(node.target).split(".")[1], "i8" if on_integers else "f32"
+    return Execution(kernel=kernel, precision=arithmetic, implementation=f"torch_{arithmetic}")
+
+
+def _gives_integers(module: GraphModule, source: Any) -> bool:
+    if not isinstance(source, Node):
+        return False
+    if source.op == "call_module":
+        return isinstance(module.get_submodule(str(source.target)), Quantize)
+    return preserves_values(source) and any(_gives_integers(module, one) for one in source.all_input_nodes)
 
 
 class ReferenceModel(nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
-    def __init__(self, module: GraphModule, keywords: tuple[str, ...], numbers: Numbers) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        keywords: tuple[str, ...],
+        numbers: Numbers,
+        executions: dict[str, Execution],
+    ) -> None:
         super().__init__()
-        self.module, self.keywords, self.numbers = module, keywords, numbers
+        self.module, self.keywords, self.numbers, self._executions = module, keywords, numbers, executions
+
+    def executions(self) -> dict[str, Execution]:
+        """{user's layer: how it runs} for every compute-heavy operation."""
+        return dict(self._executions)
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
+from octavo.network.bias import with_room_for_biases
 from octavo.network.edit import attribute
 from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
@@ -172,6 +173,7 @@ def choose_params(
             else:
                 values[quantizer.name] = ranges(quantizer, _seen(stats, quantizer.name))
     plan, values = joined(plan, values, stats, ranges)
+    values = with_room_for_biases(graph, plan, values)
     return Params(
         plan=plan,
         values=MappingProxyType(values),

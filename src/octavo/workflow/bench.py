@@ -15,6 +15,7 @@ from octavo.machine import machine, versions
 from octavo.network.graph import Graph
 from octavo.recovery.evaluate import size_mb
 from octavo.workflow.outcome import coverage_record
+from octavo.workflow.ran import ran
 from octavo.workflow.table import speed
 from octavo.workflow.timing import contestants, latency, latency_record
 
@@ -39,16 +40,15 @@ def bench(
         "batch": batch,
         "size_mb": size_mb(path),
         **latency_record(*latency(models, inputs, rounds=rounds)),
-        "coverage": coverage_record(artifact.params.plan.coverage),
+        "coverage": coverage_record(artifact.params.plan.coverage, ran(network)),
         "versions": versions(),
         "machine": machine(),
     }
     console.print(speed(record))
     for name, error in record["latency_errors"].items():
         console.print(f"{name} cannot run it: {error}", markup=False)
-    console.print(
-        f"{path.name}: {record['size_mb']:.1f} MB, on {record['engine']}; {artifact.params.plan.coverage}", markup=False
-    )
+    told = ran(network) or artifact.params.plan.coverage
+    console.print(f"{path.name}: {record['size_mb']:.1f} MB, on {record['engine']}; {told}", markup=False)
     return record
 
 

@@ -13,6 +13,7 @@ from octavo.network.graph import Graph
 from octavo.network.plan import Coverage
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.goal import Goal, Score, Verdict
+from octavo.workflow.ran import Ran, ran
 from octavo.workflow.study import Trial
 
 
@@ -73,8 +74,13 @@ class Result:
 
     @property
     def coverage(self) -> Coverage:
-        """How many of the compute-heavy operations run on integers."""
+        """How many of the compute-heavy operations the plan has in integers."""
         return self.params.plan.coverage
+
+    @property
+    def ran(self) -> Ran | None:
+        """How many of them `model`'s engine runs so, and which it does not; None if it does not tell."""
+        return ran(self.model)
 
     @property
     def summary(self) -> str:
@@ -111,15 +117,19 @@ class Result:
             "kept_float": list(self.kept_float),
             "sensitivities": [asdict(row) for row in self.sensitivities],
             "summary": self.summary,
-            "coverage": coverage_record(self.coverage),
+            "coverage": coverage_record(self.coverage, self.ran),
             "versions": versions(),
             "machine": machine(),
         }
 
 
-def coverage_record(coverage: Coverage) -> dict[str, Any]:
-    """{"quantized", "total", "kept_float": [{"site", "reason"}]}."""
-    return {**asdict(coverage), "kept_float": [asdict(kept) for kept in coverage.kept_float]}
+def coverage_record(coverage: Coverage, ran: Ran | None) -> dict[str, Any]:
+    """{"quantized", "total", "kept_float": [{"site", "reason"}], "layers", "ran": {"engine", "int8", "in_float"}}.
+
+    quantized and layers are the plan's; "ran" is what the engine made of it, None if it does not tell.
+    """
+    kept, layers = [asdict(one) for one in coverage.kept_float], list(coverage.layers)
+    return {**asdict(coverage), "kept_float": kept, "layers": layers, "ran": None if ran is None else ran.record()}
 
 
 def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
@@ -164,6 +174,8 @@ def summary(result: Result) -> str:
         f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
         f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
     ]
+    if (told := result.ran) is not None:
+        lines.append(f"{told}.")
     if result.params.notes:
         more = f" ({len(result.params.notes) - 1} more in notes)" if len(result.params.notes) > 1 else ""
         lines.append(f"Noted: {result.params.notes[0]}{more}.")

@@ -18,6 +18,10 @@ def show(record: dict[str, Any], console: Console) -> None:
         console.print(speed(record))
     coverage = record["coverage"]
     console.print(f"{coverage['quantized']} of {coverage['total']} compute-heavy operations quantized")
+    if told := coverage.get("ran"):
+        console.print(f"{told['int8']} of them ran on integers on {told['engine']}")
+        for operation in told["in_float"]:
+            console.print(f"  {operation['layer']}: float, {operation['kernel']}", markup=False)
     for operation in coverage["kept_float"]:
         console.print(f"  {operation['site']}: float, {operation['reason']}", markup=False)
 

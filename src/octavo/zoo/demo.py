@@ -21,6 +21,7 @@ from octavo.network.plan import make_plan
 from octavo.network.simulate import simulate
 from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.outcome import coverage_record
+from octavo.workflow.ran import ran
 from octavo.workflow.table import show
 from octavo.workflow.timing import contestants, latency, latency_record
 from octavo.zoo import photographs
@@ -53,7 +54,7 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
         "size_mb": {"float": models["openvino_fp32"].size_mb, "int8": int8.size_mb},
         **latency_record(*latency(models, torch.randn(BATCH, 3, 224, 224), rounds=rounds)),
         "batch": BATCH,
-        "coverage": coverage_record(plan.coverage),
+        "coverage": coverage_record(plan.coverage, ran(int8)),
         "versions": versions(),
         "machine": machine(),
     }

@@ -1,0 +1,62 @@
+"""What ONNX Runtime made of a network: which kernel runs each of the user's layers, read from its optimized graph."""
+
+import re
+from collections.abc import Collection, Iterable
+
+import onnx
+from onnx import NodeProto, TensorProto
+
+from octavo.engines.execution import Execution
+
+INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
+FLOAT_KERNELS = {
+    "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "DeformConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm",
+    "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN",
+}  # fmt: skip
+TYPES: dict[int | None, str] = {TensorProto.UINT8: "u8", TensorProto.INT8: "i8"}
+# What its transformations add to the name of the node that they replace: "stem_token_1", "head/MatMulScaleFusion/".
+_ADDED = re.compile(r"(_token_\d+|_nchwc|/\w*)+")
+
+
+def read_executions(optimized: onnx.ModelProto, layers: Collection[str]) -> dict[str, Execution]:
+    """{user's layer: how it runs} of those of `layers` that `optimized` has a kernel for, in its order."""
+    types = {tensor.name: tensor.data_type for tensor in optimized.graph.initializer}
+    found: dict[str, Execution] = {}
+    for node in optimized.graph.node:
+        layer = owner(node.name, layers)
+        execution = _execution(node, types) if layer is not None else None
+        if layer is not None and execution is not None:
+            found.setdefault(layer, execution)
+    return {layer: found[layer] for layer in layers if layer in found}
+
+
+def _execution(node: NodeProto, types: dict[str, int]) -> Execution | None:
+    if node.op_type in INTEGER_KERNELS:
+        return Execution(kernel=node.op_type, precision=_type_of_zero(node, types), implementation="mlas_i8")
+    if node.op_type in FLOAT_KERNELS:
+        return Execution(kernel=node.op_type, precision="f32", implementation="mlas_f32")
+    if node.op_type == "Gather":  # no arithmetic: what it copies
+        stored = TYPES.get(types.get(node.input[0]))
+        implementation = "gather_f32" if stored is None else "gather_i8"
+        return Execution(kernel="Gather", precision=stored or "f32", implementation=implementation)
+    return None
+
+
+def _type_of_zero(node: NodeProto, types: dict[str, int]) -> str:
+    """The type of the activation: that of its zero-point, the first integer constant of the kernel but the weight."""
+    (place,) = (at for kernels, at in _ZERO if node.op_type in kernels)
+    stored = types.get(node.input[place]) if place < len(node.input) else None
+    return TYPES.get(stored, "u8")
+
+
+_ZERO = [({"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger"}, 2), ({"MatMulIntegerToFloat"}, 4)]
+
+
+def owner(name: str, layers: Iterable[str]) -> str | None:
+    """The layer that the kernel `name` was made of: the longest whose name it is, but for what was added."""
+    fitting = (layer for layer in layers if name == layer or _is_made_of(name, layer))
+    return max(fitting, key=len, default=None)
+
+
+def _is_made_of(name: str, layer: str) -> bool:
+    return name.startswith(layer) and _ADDED.fullmatch(name, len(layer)) is not None

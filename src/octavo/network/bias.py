@@ -1,0 +1,58 @@
+"""Room for biases: an engine that adds a bias as an integer of the sums needs that integer to fit into 32 bits.
+
+The sums count in input scale · weight scale. A channel that is pruned to almost nothing and keeps its bias has a scale
+so small that the bias leaves int32, and the engine returns something else. It is made larger here, for every engine:
+
+    weight scale ≥ |bias| / (2³⁰ · input scale)
+
+Rounding the weights to it changes a term of the sum by less than 2⁻²³ of the bias: what float32 rounds anyway.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.network.edit import attribute, is_constant
+from octavo.network.graph import Graph
+from octavo.network.operations import operation
+from octavo.network.plan import Plan, Quantizer
+from octavo.numerics.affine import SMALLEST_SCALE, QParams
+
+LARGEST_BIAS = 2.0**30  # the other half of int32 is for the products
+
+
+def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]) -> dict[str, QParams]:
+    """`values` with the scales of weights large enough for the biases beside them."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    inputs = {site.node: q for q in plan.quantizers for site in q.sites if site.role == "input"}
+    found = dict(values)
+    for quantizer in plan.quantizers:
+        if quantizer.constant and quantizer.scheme.block is None:
+            for site in quantizer.sites:
+                if site.role == "weight" and site.node in inputs:
+                    bias = _bias(graph, nodes[site.node])
+                    if bias is not None:
+                        step = found[inputs[site.node].name].scale
+                        found[quantizer.name] = _raised(quantizer, found[quantizer.name], bias, step)
+    return found
+
+
+def _bias(graph: Graph, node: Node) -> Tensor | None:
+    """The bias of a convolution or linear, [channels]."""
+    row = operation(node)
+    source = node.args[2] if row is not None and row.inputs.keys() == {0, 1} and len(node.args) > 2 else None
+    return attribute(graph.module, source).detach() if isinstance(source, Node) and is_constant(source) else None
+
+
+def _raised(quantizer: Quantizer, params: QParams, bias: Tensor, step: Tensor) -> QParams:
+    """`params` with scales of at least |bias| / (2³⁰ · step)."""
+    wanted = bias.double().abs() / (LARGEST_BIAS * step.double())
+    channels = params.scale.numel()
+    # One scale for all; or, of a grouped transposed convolution, one for each output channel within a group.
+    wanted = wanted.reshape(-1, channels).amax(0).reshape(params.scale.shape).clamp(min=SMALLEST_SCALE).float()
+    if bool((wanted <= params.scale).all()):
+        return params
+    return replace(params, scale=torch.maximum(params.scale, wanted))

@@ -1,0 +1,62 @@
+"""What an engine made of a plan: which of the operations that are planned in integers ran so.
+
+A plan says what is rounded; an engine multiplies integers only where it has a kernel for what lies between. What it did
+is read from what it compiled (`executions`), and nothing is assumed of an operation that it does not tell of.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.engines.execution import Execution
+from octavo.network.origin import origin_of
+from octavo.network.plan import Coverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """The plan of a network, and how its engine runs it.
+
+    planned     the plan's coverage
+    executions  {user's layer: how it runs}
+    """
+
+    engine: str
+    planned: Coverage
+    executions: Mapping[str, Execution]
+
+    @property
+    def on_integers(self) -> tuple[str, ...]:
+        """The planned layers that run on integers."""
+        return tuple(layer for layer in self.planned.layers if self._arithmetic(layer) == "int8")
+
+    @property
+    def in_float(self) -> tuple[str, ...]:
+        """The planned layers that do not."""
+        return tuple(layer for layer in self.planned.layers if self._arithmetic(layer) != "int8")
+
+    def _arithmetic(self, layer: str) -> str | None:
+        return self.executions[layer].arithmetic if layer in self.executions else None
+
+    def kernel(self, layer: str) -> str:
+        """The kernel that runs `layer`."""
+        return self.executions[layer].kernel if layer in self.executions else "no kernel of its own"
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        left = [{"layer": layer, "kernel": self.kernel(layer)} for layer in self.in_float]
+        return {"engine": self.engine, "int8": len(self.on_integers), "in_float": left}
+
+    def __str__(self) -> str:
+        total, planned, count = self.planned.total, self.planned.quantized, len(self.on_integers)
+        line = f"{planned} of {total} compute-heavy operations planned int8, {count} ran int8 on {self.engine}"
+        left = [f"{layer} ({self.kernel(layer)})" for layer in self.in_float]
+        return f"{line}; in float: {', '.join(left)}" if left else line
+
+
+def ran(network: Callable[..., Any]) -> Ran | None:
+    """What became of the plan of `network`, as `compile` or `load` returned it; None for a float network or another."""
+    origin, executions = origin_of(network), getattr(network, "executions", None)
+    if origin is None or origin.params is None or executions is None:
+        return None
+    return Ran(engine=origin.engine, planned=origin.params.plan.coverage, executions=executions())

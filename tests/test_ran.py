@@ -1,0 +1,104 @@
+"""What an engine made of a plan: named by the user's layers, read from what was compiled, nothing assumed."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import runs_here
+from octavo.engines import available, compile
+from octavo.engines.execution import Execution
+from octavo.network.plan import Coverage, KeptFloat, compute_heavy
+from octavo.network.simulate import simulate
+from octavo.network.target import target_for
+from octavo.workflow.outcome import coverage_record
+from octavo.workflow.ran import Ran, ran
+
+TOLD = ("openvino", "onnxruntime", "reference")
+
+
+class Keywords(nn.Module):
+    """An embedding, a recurrent layer, a product of two activations, and a linear that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.rnn = nn.Embedding(20, 8), nn.LSTM(8, 8, batch_first=True)
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        x = self.rnn(self.table(tokens))[0]
+        x = self.mix(F.relu(self.mix(x)))
+        return self.head((x @ x.mT).softmax(-1) @ x)
+
+
+@pytest.mark.parametrize("engine", [name for name in TOLD if name in available()])
+def test_every_compute_heavy_operation_is_told_by_its_name(engine, calibrated) -> None:
+    target = runs_here(target_for(engine))
+    graph, params = calibrated(Keywords(), torch.randint(20, (4, 6)), target=target)
+    network = compile(graph, params, engine=engine)
+    assert list(network.executions()) == list(compute_heavy(graph, target).values())
+    told = ran(network)
+    assert told is not None
+    assert told.engine == engine
+    assert set(told.on_integers) | {"table", "rnn"} >= {"mix", "mix@1", "matmul", "matmul@1", "head"}
+    assert "rnn" not in told.on_integers
+    assert {*told.on_integers, *told.in_float} == set(params.plan.coverage.layers)
+
+
+def test_openvino_tells_of_a_planned_product_that_it_computes_in_float(calibrated, network) -> None:
+    """The plan said int8, and only the plan was told."""
+    model = network(lambda self, a, x: a @ F.relu(self.l(x)), l=nn.Linear(16, 16))
+    example = (torch.randn(3, 5, 16), torch.randn(3, 16, 16))
+    graph, params = calibrated(model, example, target=runs_here("openvino"))
+    told = ran(compile(graph, params, engine="openvino", threads=1))
+    assert told is not None
+    assert params.plan.coverage.quantized == 2
+    assert (told.on_integers, told.in_float) == (("l",), ("matmul",))
+
+
+PLANNED = Coverage(quantized=3, total=4, kept_float=(KeptFloat(site="d", reason="tabu"),), layers=("a", "b", "c"))
+TOLD_OF = Ran(
+    engine="there",
+    planned=PLANNED,
+    executions={
+        "a": Execution(kernel="conv", precision="u8", implementation="fast_i8"),
+        "b": Execution(kernel="gemm", precision="f32", implementation="slow_f32"),
+    },
+)
+
+
+def test_an_operation_that_the_engine_does_not_tell_of_is_not_on_integers() -> None:
+    assert (TOLD_OF.on_integers, TOLD_OF.in_float) == (("a",), ("b", "c"))
+    assert str(TOLD_OF) == (
+        "3 of 4 compute-heavy operations planned int8, 1 ran int8 on there; "
+        "in float: b (gemm), c (no kernel of its own)"
+    )
+
+
+def test_the_record_has_the_plan_and_what_ran() -> None:
+    record = coverage_record(PLANNED, TOLD_OF)
+    assert (
+        json.loads(json.dumps(record))
+        == record
+        == {
+            "quantized": 3,
+            "total": 4,
+            "kept_float": [{"site": "d", "reason": "tabu"}],
+            "layers": ["a", "b", "c"],
+            "ran": {
+                "engine": "there",
+                "int8": 1,
+                "in_float": [{"layer": "b", "kernel": "gemm"}, {"layer": "c", "kernel": "no kernel of its own"}],
+            },
+        }
+    )
+    assert coverage_record(PLANNED, None)["ran"] is None
+
+
+def test_what_has_no_plan_has_nothing_to_tell(calibrated) -> None:
+    graph, params = calibrated(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4))
+    assert ran(compile(graph, None, engine="openvino")) is None
+    assert ran(simulate(graph, params)) is None
+    assert ran(nn.Linear(4, 4)) is None
