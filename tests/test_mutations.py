@@ -1,0 +1,164 @@
+"""Wrong kernels are caught: a line of them is changed, and the engine leaves the simulation.
+
+What is to be changed must be there exactly once, and what is unchanged must pass: so each test can fail.
+
+    python tests/test_mutations.py FOLDER     how far some networks are from the simulation on the kernels in FOLDER
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import octavo
+from conftest import Network
+from octavo.engines import native
+from octavo.engines.inductor import lowered
+from octavo.machine import has_avx512_vnni
+from test_openvino import prepared
+
+ENOUGH = 40  # decibels between an engine and the simulation
+
+
+def distance_db(engine, simulation, inputs) -> float:
+    """Of all outputs together."""
+    found, wanted = (torch.cat([out.flatten() for out in run(*inputs)]) for run in (engine, simulation))
+    return float(octavo.sqnr_db(wanted, found))
+
+
+def attention(self, x):
+    """Scores far from zero, a product that is no attention, and a linear."""
+    q, k, v = self.q(x), self.k(x), self.v(x)
+    near = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+    far = (self.o(x) @ k.transpose(1, 2) / 4 + torch.full((x.shape[1],), 300.0)).softmax(-1) @ q
+    return near, far, q.relu() @ v.transpose(1, 2)
+
+
+def convolutions(self, x):
+    """Dense and depthwise, padded, behind activations that bound, in a chain; and a linear."""
+    x = F.relu(self.one(x))
+    x = self.three(F.relu6(self.two(x)))
+    return (self.head(x.flatten(1)),)
+
+
+def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    return {
+        "attention": (Network(attention, **{name: nn.Linear(16, 16) for name in "qkvo"}), torch.randn(3, 7, 16)),
+        "convolutions": (
+            Network(
+                convolutions,
+                one=nn.Conv2d(3, 64, 3, padding=1),
+                two=nn.Conv2d(64, 64, 3, padding=1, groups=64),
+                three=nn.Conv2d(64, 64, 1),
+                head=nn.Linear(64 * 36, 8),
+            ),
+            torch.randn(3, 3, 6, 6),
+        ),
+    }
+
+
+# {what is wrong: (file, what is there, what is there instead)}
+KERNELS = {
+    "nothing": ("int8.cpp", "// Octavo's integer kernels", "// Octavo's own integer kernels"),
+    "a column's zero-points are forgotten": (
+        "int8.cpp",
+        "start = static_cast<int32_t>(z_left * (k * c - start))",
+        "start = 0",
+    ),
+    "a row's zero-point is forgotten": (
+        "int8.cpp",
+        "c == 0 ? 0 : static_cast<int32_t>(-c",
+        "c != 0 ? 0 : static_cast<int32_t>(-c",
+    ),
+    "softmax without its maximum": ("int8.cpp", "of_row[row] = _mm512_reduce_max_ps(most);", "of_row[row] = 0;"),
+    "the scale of the values for that of the scores": (
+        "int8.cpp",
+        "by{static_cast<float>(score_scale) * LOG2_E",
+        "by{static_cast<float>(value_scale) * LOG2_E",
+    ),
+    "a linear without bias": (
+        "int8.cpp",
+        '"onednn::qlinear_pointwise", x, x_scale, x_zero, packed, scales, zeros, bias,',
+        '"onednn::qlinear_pointwise", x, x_scale, x_zero, packed, scales, zeros, c10::IValue(),',
+    ),
+    "the last columns of a product are missing": (
+        "int8.cpp",
+        "for (; column < right.columns; column += LANES) tile",
+        "for (; column + LANES < right.columns; column += LANES) tile",
+    ),
+    "a convolution without bias": (
+        "convolution.cpp",
+        "offset = _mm512_loadu_ps(stage.offsets + channel + j * LANES)",
+        "offset = _mm512_setzero_ps()",
+    ),
+    "a convolution's zero-point is forgotten": (
+        "convolution.cpp",
+        "start = _mm512_loadu_si512(stage.starts + channel + j * LANES)",
+        "start = _mm512_setzero_si512()",
+    ),
+    "rounding downwards": (
+        "convolution.cpp",
+        "q[v] = _mm512_cvtps_epi32(x[v])",
+        "q[v] = _mm512_cvt_roundps_epi32(x[v], 9)",
+    ),
+    "an activation's bounds are forgotten": (
+        "convolution.cpp",
+        "return _mm512_max_epu8(_mm512_min_epu8(bytes, high), low);",
+        "return bytes;",
+    ),
+    "padded with the integer 0": (
+        "convolution.cpp",
+        "padding.assign(stage.width_in * C, static_cast<uint8_t>(stage.zero))",
+        "padding.assign(stage.width_in * C, 0)",
+    ),
+}
+
+
+def mutated(folder: Path, file: str, there: str, instead: str) -> None:
+    """The kernels in `folder`, `there` in one of them replaced."""
+    for path in native.SOURCES:
+        text = path.read_text()
+        if path.name == file:
+            assert text.count(there) == 1, f"{there!r} is {text.count(there)} times in {file}"
+            text = text.replace(there, instead)
+        (folder / path.name).write_text(text)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(native.compiler() is None, reason="the kernels need a C++ compiler")
+@pytest.mark.skipif(not has_avx512_vnni(), reason="what is changed is compiled with AVX-512 VNNI alone")
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_wrong_kernel_is_caught(name, tmp_path, seed) -> None:
+    mutated(tmp_path, *KERNELS[name])
+    environment = {**os.environ, "OCTAVO_SEED": str(seed)}
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    distances = json.loads(done.stdout.splitlines()[-1])
+    print(distances)
+    caught = [network for network, db in distances.items() if not db >= ENOUGH]  # NaN is caught
+    assert bool(caught) == (name != "nothing")
+
+
+def main(folder: Path) -> None:
+    native.SOURCES = sorted(folder.iterdir())
+    native.FLAGS = tuple("-O1" if flag == "-O3" else flag for flag in native.FLAGS)
+    torch.manual_seed(int(os.environ["OCTAVO_SEED"]))
+    distances = {}
+    for target in ("paper", "onnxruntime"):  # signed activations, and affine ones
+        for name, (net, example) in networks().items():
+            graph, params = prepared(net.eval(), example, target=target)
+            module, _ = lowered(graph, params)
+            distances[f"{name}, {target}"] = distance_db(module, octavo.simulate(graph, params), (example,))
+    print(json.dumps(distances))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
