@@ -10,13 +10,14 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from octavo.engines.lowering.build import Integers, Lowering
+from octavo.network.edit import is_floating
 
 aten = torch.ops.aten
 
 
 def moved(lowering: Lowering, node: Node) -> bool:
     """What returns only values of its input, or zero: the same on uint8, where zero is the zero-point."""
-    sources = [source for source in node.all_input_nodes if _is_floating(source)]
+    sources = [source for source in node.all_input_nodes if is_floating(source)]
     found = [lowering.integers(source) for source in sources]
     grids = {None if x is None else x.grid for x in found}
     if len(grids) != 1 or None in grids:
@@ -32,10 +33,6 @@ def moved(lowering: Lowering, node: Node) -> bool:
         result = lowering.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
     lowering.values[node] = Integers(node=result, grid=grid)
     return True
-
-
-def _is_floating(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) and bool(node.meta["val"].is_floating_point())
 
 
 def _inner(value: Any) -> Any:
