@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import torch
 
+from octavo.engines.dtypes import check_dtypes
 from octavo.engines.onnx import export_onnx
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
@@ -32,6 +33,7 @@ def compile_onnxruntime(
     network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
+    check_dtypes(graph, "ONNX Runtime")
     options = onnxruntime.SessionOptions()
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
