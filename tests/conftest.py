@@ -18,7 +18,7 @@ from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, call_arguments, capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING
-from octavo.network.target import CPU_WEIGHT, Target, target_named
+from octavo.network.target import CPU_FACTOR, CPU_WEIGHT, Target, target_named
 
 hypothesis.settings.register_profile("octavo", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("octavo")
@@ -38,7 +38,7 @@ def seed() -> int:
 
 def runs_here(target: str | Target) -> Target:
     """`target` with weights that this CPU multiplies without overflow: of 7 bits where it has no VNNI."""
-    return replace(target_named(target) if isinstance(target, str) else target, weight=CPU_WEIGHT)
+    return replace(target_named(target) if isinstance(target, str) else target, weight=CPU_WEIGHT, factor=CPU_FACTOR)
 
 
 class Network(nn.Module):

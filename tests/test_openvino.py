@@ -6,6 +6,9 @@ thousands. Hence two bounds: a small one on the mean, which any systematic diffe
 or clip gives 0.2 % and more), and a wide one on the largest.
 """
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -362,3 +365,133 @@ def test_a_missing_package_is_named(monkeypatch, convolutions) -> None:
 def test_the_door_opens_to_openvino_by_default(convolutions) -> None:
     x = torch.randn(2, 3, 12, 12)
     assert_agrees(compile(*convolutions, threads=1), simulate(*convolutions), x)
+
+
+LOWEST = torch.finfo(torch.float32).min
+MASKS = {
+    "1e4": lambda scores, keep: scores + (1 - keep) * -1e4,
+    "1e9": lambda scores, keep: scores + (1 - keep) * -1e9,
+    "subtracted": lambda scores, keep: scores - (1 - keep) * 1e9,
+    "in two halves": lambda scores, keep: scores + 2 * (1 - keep) * (LOWEST / 2),
+    "divided": lambda scores, keep: scores + (keep - 1) / 1e-9,
+    "moved": lambda scores, keep: scores + (keep * 1e9 - 1e9).expand(-1, 2, -1, -1),
+    "lowest": lambda scores, keep: scores + torch.where(keep > 0.5, 0.0, LOWEST),
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_a_mask_does_not_swallow_the_scores(network, form, kind) -> None:
+    """OpenVINO takes the user's constant for a scale and moves it across the sum: 0.4 to 50 dB."""
+
+    def attention(self, x, keep):
+        q, k, v = (f(x).view(x.shape[0], -1, 2, 8).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = MASKS[form](q @ k.transpose(-1, -2) / 8**0.5, keep[:, None, None, :].float())
+        return self.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    def batch(n):
+        keep = torch.rand(n, 7) > 0.4
+        keep[:, 0] = True
+        return torch.randn(n, 7, 16), keep.to(kind)
+
+    graph, params = prepared(network(attention, **{name: nn.Linear(16, 16) for name in "qkvo"}), batch(8))
+    engine = compile_openvino(graph, params, threads=1)
+    x, keep = batch(5)
+    keep[0] = 0  # a row that is masked throughout
+    assert decibels(engine, simulate(graph, params), (x, keep)) >= 60
+    assert all(execution.on_integers for execution in engine.executions().values())
+
+
+@pytest.mark.parametrize(
+    "reduce", [torch.amax, torch.amin, lambda *a, **k: torch.max(*a, **k)[0]], ids=["amax", "amin", "max"]
+)
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("last", ["conv", "linear"])
+@pytest.mark.parametrize("then", [torch.clone, torch.relu, lambda y: y * 2 + 1])
+def test_an_extreme_is_rounded_as_any_other(network, reduce, axis, last, then) -> None:
+    """OpenVINO's ReduceMax and ReduceMin round wrongly when they do it themselves: 0 to 30 dB."""
+    model = network(
+        lambda self, x: self.last(then(reduce(self.first(x), axis, keepdim=True).expand(-1, 8, 8, 8))),
+        first=nn.Conv2d(8, 8, 3, padding=1),
+        last=nn.Conv2d(8, 8, 1) if last == "conv" else nn.Linear(8, 8),
+    )
+    graph, params = prepared(model, torch.randn(8, 8, 8, 8))
+    engine = compile_openvino(graph, params, threads=1)
+    assert decibels(engine, simulate(graph, params), torch.randn(3, 8, 8, 8)) >= 40
+
+
+def test_a_product_with_a_vector(network) -> None:
+    """OpenVINO's integer product of [K] and [K, N] returned [1, N], and a softmax over axis 0 was all ones."""
+
+    def forward(self, x):
+        share = self.mix(x.mean((0, 2, 3))).softmax(0)
+        weight = (share.view(3, 1, 1, 1, 1) * self.experts).sum(0)
+        pooled = x.mean((2, 3))
+        return F.conv2d(x, weight, padding=1), self.mix(pooled[0]), pooled @ pooled[0], pooled[0] @ pooled[0]
+
+    model = network(forward, mix=nn.Linear(3, 3), experts=nn.Parameter(torch.randn(3, 8, 3, 3, 3)))
+    graph, params = prepared(model, torch.randn(8, 3, 8, 8) + 1)
+    engine = compile_openvino(graph, params, threads=1)
+    x = torch.randn(3, 3, 8, 8) + 1
+    want, have = simulate(graph, params)(x), engine(x)
+    assert [y.shape for y in have] == [y.shape for y in want]
+    assert decibels(engine, simulate(graph, params), x) >= 40
+
+
+def test_a_failed_conversion_names_the_layers(network) -> None:
+    """OpenVINO reads the axis of ONNX's DFT wrongly, so that a recurrent layer behind it has unknown sizes."""
+
+    def forward(self, x):
+        return self.memory(torch.fft.rfft(x.unfold(-1, 16, 8)).abs())[0]
+
+    graph, params = prepared(network(forward, memory=nn.LSTM(9, 8, batch_first=True)), torch.randn(4, 64))
+    with pytest.raises(QuantizationError, match="cannot convert LSTM memory") as raised:
+        compile_openvino(graph, params, threads=1)
+    assert raised.value.__cause__ is not None
+
+
+OVERFLOW = """
+import torch
+from torch import nn
+from dataclasses import replace
+from conftest import Network
+from octavo.engines.openvino import compile_openvino
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
+from octavo.network.plan import make_plan
+from octavo.network.simulate import simulate
+from octavo.network.target import TARGETS
+from octavo.numerics import Scheme
+from octavo.recovery.evaluate import sqnr_db
+
+narrow = replace(TARGETS["openvino"], weight=Scheme(bits=7, axis=0), factor=Scheme(bits=7, full_range=True))
+near = lambda *shape: 0.9 + 0.1 * torch.rand(*shape)  # of one sign and near the largest: sums of pairs leave 16 bits
+for function in (
+    lambda self, x, y: x @ y.transpose(1, 2),
+    lambda self, x, y: x.relu() @ y.transpose(1, 2),
+    lambda self, x, y: (x / 100).softmax(-1) @ y.transpose(1, 2),
+    lambda self, x, y: nn.functional.linear(x.relu(), y[0]),
+    lambda self, x, y: nn.functional.conv1d(x.relu(), y.transpose(1, 2)[:, :5]),
+    lambda self, x, y: self.layer(x.relu()),
+):
+    layer = nn.Linear(64, 8)
+    torch.nn.init.uniform_(layer.weight, 0.9, 1)
+    batch = near(3, 5, 64), near(3, 6, 64)
+    graph = capture(Network(function, layer=layer), batch, dynamic_axes=())
+    plan = make_plan(graph, target=narrow)
+    params = choose_params(graph, plan, observe(graph, plan, [batch, tuple(-x for x in batch)]))
+    with torch.no_grad():
+        print(sqnr_db(simulate(graph, params)(*batch), compile_openvino(graph, params, threads=1)(*batch)))
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_products_do_not_overflow_without_vnni(isa) -> None:
+    """With right-hand sides of eight bits these are at 0.6 to 16 dB there."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
+    run = subprocess.run(
+        [sys.executable, "-c", OVERFLOW], env=environment, capture_output=True, text=True, check=True, timeout=250
+    )
+    found = [float(line) for line in run.stdout.split()]
+    assert len(found) == 6
+    assert min(found) >= 40, found

@@ -1,5 +1,7 @@
 """Placement: which sites exist, what shares a quantizer, what each target leaves out, and what the coverage says."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -698,3 +700,31 @@ def test_the_plan_reads_the_graph_only(basic_block) -> None:
     before = str(graph.module.graph)
     make_plan(graph)
     assert str(graph.module.graph) == before
+
+
+def test_a_size_in_the_graph_is_no_tensor(network) -> None:
+    """view(x.size(0), …) behind what cannot be negative, and x + x.size(0): numbers among the arguments."""
+
+    def forward(self, x):
+        y = F.relu(self.first(x)).view(x.size(0), -1)
+        z = (self.second(y) + y).relu().reshape(x.size(0), 4, 4).transpose(1, 2).flatten(1)
+        return self.second(z.expand(x.size(0), -1) * x.size(0)) + x.size(0)
+
+    graph = capture(network(forward, first=nn.Linear(8, 16), second=nn.Linear(16, 16)), torch.randn(3, 8))
+    for target in TARGETS:
+        assert make_plan(graph, target=target).coverage.total == 3
+
+
+def test_the_second_factor_of_a_product_has_a_scheme_of_its_own(network) -> None:
+    """Products and computed weights; not the right-hand side of a sum, and nothing where the target has none."""
+    narrow = Scheme(bits=7, full_range=True)
+
+    def forward(self, x, y):
+        return F.linear(self.layer(x), y.mean(0)) @ y.sum(0).abs(), x @ x.transpose(1, 2)
+
+    graph = capture(network(forward, layer=nn.Linear(8, 8)), (torch.randn(3, 4, 8), torch.randn(3, 8, 8)))
+    plan = make_plan(graph, target=replace(TARGETS["openvino"], weight=Scheme(axis=0), factor=narrow))
+    bits = {site.name: quantizer.scheme.bits for quantizer in plan.quantizers for site in quantizer.sites}
+    assert {name for name, width in bits.items() if width == 7} == {"linear.weight", "matmul.rhs", "matmul@1.rhs"}
+    plan = make_plan(graph, target=replace(TARGETS["openvino"], weight=Scheme(axis=0), factor=None))
+    assert {quantizer.scheme.bits for quantizer in plan.quantizers} == {8}

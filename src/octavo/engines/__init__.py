@@ -12,6 +12,7 @@ from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.operations import is_factor
 from octavo.network.origin import Origin, remember
 
 Compiled = Callable[..., Any]
@@ -102,12 +103,16 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
 
 
 def _warn_of_overflow(params: Params) -> None:
-    wide = [q.name for q in params.plan.quantizers if q.constant and params.values[q.name].scheme.qmax > SAFE_WEIGHT]
+    factors = [
+        q for q in params.plan.quantizers if q.constant or any(is_factor(site.operation, site.role) for site in q.sites)
+    ]
+    schemes = {q.name: params.values[q.name].scheme for q in factors}
+    wide = [name for name, scheme in schemes.items() if scheme.signed and scheme.qmax > SAFE_WEIGHT]
     if wide:
         warnings.warn(
-            f"{len(wide)} weights, {wide[0]} first, have eight bits, and this CPU, which has no VNNI, adds pairs "
-            f"of int8 products in 16 bits: results may be wrong. Make the plan here for the engine's own target, whose "
-            f"weights have seven bits on such a CPU; or compare with octavo.verify",
+            f"{len(wide)} weights or right-hand sides, {wide[0]} first, have eight bits, and on this CPU, which has no "
+            f"VNNI, pairs of int8 products are added in 16 bits: results may be wrong. Make the plan here for the "
+            f"engine's own target, where they have seven bits on such a CPU; or compare with octavo.verify",
             UserWarning,
             stacklevel=3,
         )

@@ -21,6 +21,7 @@ from torch.onnx.errors import OnnxExporterError
 
 from octavo.engines.onnx_operators import OPSET, Activation, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
+from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
@@ -68,6 +69,7 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
         module = insert(graph, params.plan, make, own_parameters=False)
     _annotate_layers(module, graph, params)
     replace_recurrent(module)
+    replace_scatters(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()

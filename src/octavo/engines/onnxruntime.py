@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import torch
 
+from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime_kernels import read_executions
@@ -40,6 +41,7 @@ def compile_onnxruntime(
     network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
+    check_dtypes(graph, "ONNX Runtime")
     network = network or export_onnx(graph, params)
     try:
         session, optimized = session_of(network, threads=threads, fusion=fusion)

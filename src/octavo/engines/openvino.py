@@ -3,7 +3,7 @@
 What runs on integers is read from the compiled model, not assumed: see `OpenVINOModel.executions`.
 """
 
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ import onnx
 import openvino as ov
 import torch
 
+from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
+from octavo.engines.openvino_repairs import PRODUCTS, repair
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
@@ -21,8 +23,7 @@ from octavo.network.plan import compute_heavy
 from octavo.network.target import TARGETS
 
 # OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
-COMPUTE_HEAVY = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
-COMPUTE_HEAVY |= {"LSTMSequence", "GRUSequence", "Gather", "Einsum"}
+COMPUTE_HEAVY = PRODUCTS | {"LSTMSequence", "GRUSequence", "Gather", "Einsum"}
 KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph", "Gather"}
 RECURRENT = {"LSTMSequence", "GRUSequence"}
 
@@ -55,52 +56,30 @@ def compile_openvino(
     network = network or export_onnx(graph, params)
     serialized = network.SerializeToString()
     size_mb = len(serialized) / 1e6
-    model = core.read_model(serialized)
-    _fold_weights(core, model)
+    signature = signature_of(graph)
+    check_dtypes(graph, "OpenVINO")
     target = TARGETS["paper"] if params is None else params.plan.target
-    layers = _layers(model, network, list(compute_heavy(graph, target).values()))
     try:
+        model = core.read_model(serialized)
+        repair(core, model)
+        layers = _layers(model, network, list(compute_heavy(graph, target).values()))
         compiled = core.compile_model(model, "CPU", properties)
-    except RuntimeError as error:
+    except Exception as error:  # what its frontend, its shapes and its plugin raise shares no base but this
         raise QuantizationError(
             asked="compile for OpenVINO",
-            seen=f"it failed ({str(error).strip().splitlines()[-1].strip()})",
+            seen=f"it failed ({_reason(str(error))})",
             remedy='make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
         ) from error
-    return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature_of(graph))
+    return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature)
 
 
-def _fold_weights(core: ov.Core, model: ov.Model) -> None:
-    """Compute float weights from their integers where OpenVINO 2026.4 cannot: the operation then runs in float.
-
-    Recurrent layers are refused with anything but constants. A product with a stack of weights [B, K, N] reads, on
-    integers, memory that was never written: results up to 1e32 were seen. Weights [K, N] and [1, K, N] are right.
-    """
-    for node in model.get_ordered_ops():
-        for port in _FLOAT_WEIGHTS.get(node.get_type_name(), ()):
-            source = node.input_value(port)
-            if _is_constant(source.get_node()) and (node.get_type_name() != "MatMul" or _is_stack(source)):
-                (weight,) = core.compile_model(ov.Model([source], []), "CPU", _EXACT)({}).values()
-                node.input(port).replace_source_output(ov.op.Constant(weight).output(0))
-    model.validate_nodes_and_infer_types()
-
-
-_FLOAT_WEIGHTS = {"LSTMSequence": (4, 5, 6), "GRUSequence": (3, 4, 5), "MatMul": (0, 1)}
-_EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-_BETWEEN = {"Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Split", "Concat", "Add"}
-
-
-def _is_constant(node: ov.Node) -> bool:
-    """Whether `node` is computed from constants alone, by dequantizing and reordering."""
-    kind = node.get_type_name()
-    if kind in _BETWEEN:
-        return all(_is_constant(source.get_node()) for source in node.input_values())
-    return bool(kind == "Constant")
-
-
-def _is_stack(weight: ov.Output) -> bool:
-    sizes = [int(size) for size in weight.get_shape()]
-    return math.prod(sizes[:-2]) > 1
+def _reason(message: str) -> str:
+    """The last line of OpenVINO's message; of a conversion the operations and layers, and why the first failed."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
+    failed = [found for line in lines if (found := re.search(r"<Node\((\w+)\): (.+?)>': *(.*)", line))]
+    if not failed:
+        return lines[-1]
+    return f"cannot convert {', '.join(f'{f[1]} {f[2]}' for f in failed)}: {failed[0][3][:200]}"
 
 
 def _layers(model: ov.Model, network: onnx.ModelProto, known: Sequence[str]) -> dict[str, list[str]]:
@@ -159,11 +138,13 @@ class OpenVINOModel:
     ) -> None:
         self.compiled, self.size_mb = compiled, size_mb
         self._layers, self._signature = layers, signature
+        self._reads = {name for port in compiled.inputs for name in port.get_names()}  # not inputs that nothing reads
         self._idle: list[ov.InferRequest] = []  # a request serves one call at a time
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are read in place, outputs are new tensors."""
-        inputs = self._signature.arrays(args, kwargs)
+        arrays = self._signature.arrays(args, kwargs)
+        inputs = {name: array for name, array in arrays.items() if name in self._reads}
         request = self._idle.pop() if self._idle else self.compiled.create_infer_request()
         results = request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs = [torch.from_numpy(result.copy()) for result in results.values()]  # the request will write there again

@@ -103,6 +103,12 @@ def shape(node: Node) -> tuple[int | torch.SymInt, ...]:
     return tuple(value(node).shape)
 
 
+def is_floating(node: Any) -> bool:
+    """Whether `node` produces a tensor of floating-point numbers; sizes, lists and None are none."""
+    val = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(val, Tensor) and val.is_floating_point()
+
+
 def is_constant(node: Any) -> bool:
     """Whether `node` reads a parameter or buffer."""
     return isinstance(node, Node) and node.op == "get_attr"

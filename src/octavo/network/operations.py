@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from octavo.network.edit import is_constant
+from octavo.network.edit import is_constant, is_floating
 
 aten = torch.ops.aten
 
@@ -148,6 +148,11 @@ def operation(node: Node) -> Operation | None:
     return OPERATIONS.get(node.target) if node.op == "call_function" else None
 
 
+def is_factor(operation: str, role: str) -> bool:
+    """Whether kernels multiply it as they do a weight, signed: where they add in 16 bits, its width decides."""
+    return role in {"rhs", "weight"} and operation != "add"
+
+
 def operands(node: Node) -> Iterator[Operand]:
     """The inputs of `node` that the paper quantizes; none for an operation without a row."""
     row = operation(node)
@@ -155,7 +160,7 @@ def operands(node: Node) -> Iterator[Operand]:
         return
     for position, (role, axis) in row.inputs.items():
         source = node.args[position] if position < len(node.args) else None
-        if isinstance(source, Node) and source.meta["val"].is_floating_point():
+        if isinstance(source, Node) and is_floating(source):
             constant = is_constant(source)
             named = "weight" if constant and row.name == "matmul" else role
             yield Operand(node=node, source=source, role=named, axis=axis if constant else None)
@@ -205,4 +210,4 @@ def never_negative(node: Node) -> bool:
     numbers = [argument for argument in (*node.args[1:2], *node.kwargs.values()) if isinstance(argument, int | float)]
     if node.target in (aten.mul.Tensor, aten.add.Tensor) and any(number < 0 for number in numbers):
         return False
-    return all(never_negative(source) for source in node.all_input_nodes if source.meta["val"].is_floating_point())
+    return all(never_negative(source) for source in node.all_input_nodes if is_floating(source))

@@ -13,7 +13,7 @@ from torch.fx import Node
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
-from octavo.network.operations import Operand, Operation, float_only, never_negative, operands, operation
+from octavo.network.operations import Operand, Operation, float_only, is_factor, never_negative, operands, operation
 from octavo.network.outputs import ROLE, output_operands
 from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
@@ -174,7 +174,7 @@ def _layer(node: Node, name: str) -> str:
 
 
 def _scheme(site: Site, operand: Operand, rule: Rule, target: Target) -> Scheme:
-    scheme = rule.scheme or (target.activation if operand.axis is None else target.weight)
+    scheme = rule.scheme or _own_scheme(site, operand, target)
     if rule.bits is not None:
         scheme = replace(scheme, bits=rule.bits)
     if operand.axis is None:
@@ -196,6 +196,12 @@ def _scheme(site: Site, operand: Operand, rule: Rule, target: Target) -> Scheme:
         remedy="use axis=0, which stands for the output channel everywhere",
         site=site.name,
     )
+
+
+def _own_scheme(site: Site, operand: Operand, target: Target) -> Scheme:
+    if operand.axis is not None:
+        return target.weight
+    return (target.factor if is_factor(site.operation, site.role) else None) or target.activation
 
 
 def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[Quantizer, ...]:

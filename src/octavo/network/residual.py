@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch.fx import Node
 
-from octavo.network.edit import is_constant, shape, value
+from octavo.network.edit import is_constant, is_floating, shape
 from octavo.network.operations import Operand, operands, operation, preserves_values
 
 Branches = Literal["both", "skip", "convolutions", "none"]
@@ -46,7 +46,7 @@ def is_residual(node: Node) -> bool:
     the scores beside it.
     """
     inputs = [argument for argument in node.args[:2] if isinstance(argument, Node)]
-    if len(inputs) != 2 or any(is_constant(x) or not value(x).is_floating_point() for x in inputs):
+    if len(inputs) != 2 or any(is_constant(x) or not is_floating(x) for x in inputs):
         return False
     if len(shape(inputs[0])) < 2 or [str(s) for s in shape(inputs[0])] != [str(s) for s in shape(inputs[1])]:
         return False
@@ -62,9 +62,9 @@ def _history(node: Node) -> set[Node]:
     stack = [node]
     while stack:
         current = stack.pop()
-        if current in found or is_constant(current) or not hasattr(current.meta.get("val"), "is_floating_point"):
+        if current in found or is_constant(current) or not isinstance(current.meta.get("val"), torch.Tensor):
             continue
-        if value(current).is_floating_point():
+        if is_floating(current):
             found.add(current)
         stack.extend(current.all_input_nodes)
     return found

@@ -10,6 +10,7 @@ the float value.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.fx import Node
 
 from octavo.network.operations import TAKES_A_PART, preserves_values
@@ -91,7 +92,7 @@ def _edges(
         yield source, user
         return
     for before in source.all_input_nodes:
-        if before.meta["val"] is not None and hasattr(before.meta["val"], "is_floating_point"):
+        if isinstance(before.meta["val"], Tensor):
             yield from _edges(before, source, scheme, wanted)
 
 

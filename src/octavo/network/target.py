@@ -13,6 +13,8 @@ INT8_FULL = Scheme(full_range=True)
 UINT8 = Scheme(signed=False)
 # Of the engines that run on this CPU: where pairs of products are added in 16 bits, eight bits would overflow.
 CPU_WEIGHT = Scheme(bits=7, axis=0) if adds_int8_pairs_in_16_bits() else INT8_PER_CHANNEL
+# The same of activations that stand where a weight does: on the right of a product, or as a computed weight.
+CPU_FACTOR = Scheme(bits=7, full_range=True) if adds_int8_pairs_in_16_bits() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class Target:
 
     weight       scheme of weights; axis 0 stands for the output channel, wherever the operation has it
     activation   scheme of activations, per tensor: an integer product must factor the scale out of its sum (§3.2)
+    factor       scheme of activations that stand where a weight does: on the right of a product, or as a weight that is
+                 computed; None for the same as others
     nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
     residual     which inputs of a residual addition: "both" (the paper), "skip" (not the branch that the engine fuses
                  into the convolution that produces it), "convolutions" (both, where a convolution is added) or "none"
@@ -33,6 +37,7 @@ class Target:
     name: str
     weight: Scheme = INT8_PER_CHANNEL
     activation: Scheme = INT8_FULL
+    factor: Scheme | None = None
     nonnegative: Scheme | None = None
     residual: Branches = "skip"
     convolution_outputs: bool = False
@@ -54,6 +59,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="openvino",
             weight=CPU_WEIGHT,
+            factor=CPU_FACTOR,
             nonnegative=UINT8,
             float_operations={
                 "lstm": "OpenVINO computes recurrent layers in floating point; the weights are stored in int8",

@@ -10,6 +10,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of
+from octavo.network.edit import is_floating
 from octavo.network.operations import preserves_values
 
 aten = torch.ops.aten
@@ -41,12 +42,8 @@ def grid_ahead(lowering: Lowering, node: Node) -> Grid | None:
         return None if any(lowering.tensor(source) is not None for source in node.args) else grid_of(site.params)
     if not preserves_values(node):
         return None
-    grids = {grid_ahead(lowering, source) for source in node.all_input_nodes if _is_floating(source)}
+    grids = {grid_ahead(lowering, source) for source in node.all_input_nodes if is_floating(source)}
     return grids.pop() if len(grids) == 1 else None
-
-
-def _is_floating(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor) and bool(node.meta["val"].is_floating_point())
 
 
 def _inner(value: Any) -> Any:
