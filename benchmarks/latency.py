@@ -194,8 +194,9 @@ def peer_versions(python: str) -> dict[str, str]:
     """{"peer package": version} of the peers' environment, if it is there."""
     if not Path(python).exists():
         return {}
-    packages = "'torch', 'openvino', 'nncf', 'onnxruntime', 'torchao'"
-    code = f"from importlib.metadata import version as v\nfor n in ({packages}): print(n, v(n))"
+    packages = {"torch", "openvino", "nncf", "onnxruntime", "torchao"}
+    listed = f"d.name + ' ' + d.version for d in distributions() if d.name in {packages}"
+    code = f"from importlib.metadata import distributions\nprint(*({listed}), sep='\\n')"
     lines = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     return {f"peer {name}": version for name, version in map(str.split, lines)}
 
