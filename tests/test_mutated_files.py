@@ -151,3 +151,6 @@ def test_a_wrong_file_is_caught(original, wrong) -> None:
     distance = distance_db(network, octavo.simulate(graph, params), (x,))
     print(distance)
     assert not distance >= ENOUGH
+    with pytest.warns(UserWarning, match="the ONNX model that was given computes something else than the network"):
+        right = octavo.compile(graph, params, engine="openvino", network=changed)
+    assert distance_db(right, octavo.simulate(graph, params), (x,)) >= ENOUGH

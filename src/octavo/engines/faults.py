@@ -48,7 +48,14 @@ def compile_right(
     first = _agreement(graph, params, network, calls, near_tie, expected)
     if first.holds:
         return network
-    options.pop("network", None)  # it was written of the plan that failed
+    if options.pop("network", None) is not None:  # the file may be wrong, and not the engine
+        network = engines.compile(graph, params, engine=engine, **options)
+        if _agreement(graph, params, network, calls, near_tie).holds:
+            message = (
+                f"the ONNX model that was given computes something else than the network: on {engine} it is {first}"
+            )
+            warnings.warn(f"{message}. It is not used; save the network again", UserWarning, stacklevel=3)
+            return network
     tried: list[tuple[str, ...]] = []
     for names in _fewer(graph, params, engine, calls, near_tie):
         tried.append(names)
