@@ -198,7 +198,8 @@ def test_the_onnx_model_of_a_folder_is_one_that_others_can_read(calibrated, tmp_
     octavo.save(graph, params, tmp_path / "net", engine="onnxruntime", form="folder")
     session = runtime.InferenceSession(tmp_path / "net" / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert_equal(torch.from_numpy(found), octavo.load(tmp_path / "net")(x))
+    loaded = octavo.load(tmp_path / "net")(x)  # of the same integers, on kernels that add in another order
+    torch.testing.assert_close(torch.from_numpy(found), loaded, rtol=0, atol=1e-5 * float(loaded.abs().max()))
 
 
 # ---- what goes wrong
