@@ -11,7 +11,7 @@ from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
 from octavo.engines.execution import Execution
-from octavo.network.operations import FLOAT_ONLY, operation
+from octavo.network.operations import float_only, operation
 
 _LAYERS = "octavo_layers"  # in the meta of a lowered node
 
@@ -29,7 +29,7 @@ _ON_INTEGERS = {
 def is_compute_heavy(node: Node) -> bool:
     """Whether `node` of a captured graph is one of the operations that `executions` has to name; no additions."""
     row = operation(node)
-    return (row is not None and row.name != "add") or (node.op == "call_function" and node.target in FLOAT_ONLY)
+    return (row is not None and row.name != "add") or float_only(node) is not None
 
 
 def mark(kernel: Node, layers: Iterable[str]) -> None:
