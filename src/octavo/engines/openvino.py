@@ -68,7 +68,9 @@ def compile_openvino(
         raise QuantizationError(
             asked="compile for OpenVINO",
             seen=f"it failed ({_reason(str(error))})",
-            remedy='make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
+            remedy="use another engine"
+            if target.name == "openvino"
+            else 'make the plan with target="openvino", which knows what OpenVINO can express; or use another engine',
         ) from error
     return OpenVINOModel(compiled, size_mb=size_mb, layers=layers, signature=signature)
 
