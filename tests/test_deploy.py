@@ -125,7 +125,7 @@ def test_bench_times_a_saved_network_beside_float(made, tmp_path):
     record = json.loads((tmp_path / "bench.json").read_text())
     assert list(record["latency_ms"]) == ["torch_eager", "torch_compile", "openvino_fp32", "openvino_bf16", "int8"]
     assert (record["batch"], record["engine"], record["latency_errors"]) == (3, "openvino", {})
-    assert "2 of 2 compute-heavy operations quantized" in done.output
+    assert "2 of 2 compute-heavy operations planned int8, 2 ran int8 on openvino" in done.output
 
 
 def test_bench_of_what_is_no_network(tmp_path):
