@@ -3,8 +3,9 @@
     python benchmarks/contestant.py NAME FOLDER
 
 FOLDER holds what `latency.py` wrote for all contestants: `network.pt2`, the float network with the shapes of this run,
-and `inputs.pt`, what it is called with. It answers {"ready": …} or {"error": …}, then {"ms": [...]} for every line.
-Peers are set up as their documentation says; what more is done for them is said beside it.
+`network.onnx`, the same for any batch, and `inputs.pt`, what it is called with. It answers {"ready": …} or
+{"error": …}, then {"ms": [...]} for every line. Peers are set up as their documentation says; what more is done for
+them is said beside it.
 """
 
 import json
@@ -91,15 +92,21 @@ def nncf_openvino(folder: Path) -> Run:
     return _openvino_run(nncf.quantize(_openvino_model(folder), data, model_type=kind, subset_size=1), folder)
 
 
-def onnxruntime_static(folder: Path) -> Run:
-    """Its static quantizer after its pre-processing; activations in uint8, which are faster than int8 without AMX."""
+def onnxruntime_static(folder: Path, *, any_batch: bool = False) -> Run:
+    """Its static quantizer after its pre-processing; activations in uint8, which are faster than int8 without AMX.
+
+    any_batch  of a network whose batch is dynamic, as Octavo's is; else of one with the shapes of this run
+    """
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     example = inputs(folder)
     paths = [str(folder / f"ort-{os.getpid()}-{name}.onnx") for name in ("float", "ready", "int8")]
-    torch.onnx.export(torch.export.load(folder / "network.pt2"), dynamo=True, verbose=False).save(paths[0])
+    if any_batch:
+        paths[0] = str(folder / "network.onnx")
+    else:
+        torch.onnx.export(torch.export.load(folder / "network.pt2"), dynamo=True, verbose=False).save(paths[0])
     quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)  # which fails on networks with attention
     session = onnxruntime.InferenceSession(paths[1], providers=["CPUExecutionProvider"])
     feed = {one.name: x.numpy() for one, x in zip(session.get_inputs(), example, strict=True)}
@@ -156,6 +163,7 @@ CONTESTANTS: dict[str, tuple[str, Callable[[Path], Run]]] = {
     "octavo onnxruntime": ("ours", lambda folder: octavo(folder, "onnxruntime", "onnxruntime", threads=THREADS)),
     "nncf openvino int8": ("peer", nncf_openvino),
     "onnxruntime int8": ("peer", onnxruntime_static),
+    "onnxruntime int8 any batch": ("peer", lambda folder: onnxruntime_static(folder, any_batch=True)),
     "torchao pt2e int8": ("peer", torchao_pt2e),
     "torch eager fp32": ("float", torch_eager),
     "torch.compile fp32": ("float", lambda folder: torch_compiled(folder, bf16=False)),

@@ -27,6 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestant import CONTESTANTS
 from benchmarks.networks import NETWORKS, Network
+from octavo import capture
+from octavo.engines.onnx import export_onnx
 from octavo.machine import machine, versions
 
 HERE = Path(__file__).parent
@@ -95,6 +97,7 @@ def prepare(name: str, row: Network, batch: int, folder: Path) -> int:
     torch.export.save(torch.export.export(model, example), folder / "network.pt2")
     torch.save(model.state_dict(), folder / "weights.pt")
     torch.save(example, folder / "inputs.pt")
+    export_onnx(capture(model, example, dynamic_axes=row.dynamic_axes), None, path=folder / "network.onnx")
     (folder / "facts.json").write_text(json.dumps({"network": name, "transformer": name in TRANSFORMERS}))
     return counter.get_total_flops()
 
