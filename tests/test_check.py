@@ -16,7 +16,7 @@ from conftest import BasicBlock
 from octavo import engines
 from octavo.engines import ENGINES, Engine, available
 from octavo.engines.artifact import read
-from octavo.engines.check import DRAWS, ENOUGH_DB, agreement, moved, nearness, ran, simulated
+from octavo.engines.check import DRAWS, ENOUGH_DB, LEAST_DB, agreement, moved, nearness, ran, simulated
 from octavo.engines.container import write_container
 from octavo.engines.faults import EngineFaultError
 from octavo.engines.reference import compile_reference
@@ -158,6 +158,15 @@ def test_the_worst_output_decides_and_nothing_is_drawn_without_need():
     assert not found.holds
     assert 15 < found.nearness_db < 25
     assert found.bar_db == ENOUGH_DB
+
+
+def test_an_output_that_always_says_the_same_is_never_near_enough():
+    """However much rounding shakes the network: half of what it says has to be there."""
+    says = torch.randn(64, 8)
+    silent, shaken = says.mean(0).expand(64, 8), torch.randn(64, 8)
+    found = agreement(([says],), ([silent],), lambda: [([shaken],)] * DRAWS)
+    assert not found.holds
+    assert found.bar_db == LEAST_DB
 
 
 # ---- the bar, from both sides

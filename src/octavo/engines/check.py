@@ -6,7 +6,7 @@ and in a deep one as much as any other choice at the ties would do. So the bar i
 simulation is run again with every value moved, before it is rounded, by as much as the engine may be off
 (`Engine.near_tie`). An engine that is right is one more such draw.
 
-    bar = the smaller of ENOUGH_DB and (the worst of DRAWS simulations with moved values − SLACK_DB)
+    bar = the smaller of ENOUGH_DB and (the worst of DRAWS simulations with moved values − SLACK_DB); at least LEAST_DB
 """
 
 import math
@@ -33,6 +33,7 @@ Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model ret
 
 ENOUGH_DB = 40.0  # right engines are further than this from the simulation only where rounding at ties explains it
 ENOUGH_EQUAL = 0.9  # the same for outputs that are no real numbers: the share of them that is equal
+LEAST_DB = 3.0  # half of the output: a network that rounding at ties shakes more than this, nobody can vouch for
 DRAWS, SLACK_DB = 3, 3.0  # draws scatter by 2 dB and less on four samples (docs/engines.md)
 STEADY = 1e-6  # of an output's power: what varies less than this from sample to sample is no signal
 
@@ -69,7 +70,9 @@ def agreement(wanted: Outputs, found: Outputs, moved: Callable[[], Iterable[Outp
     near, bars = nearness(wanted, found), [enough(leaf) for leaf in wanted[0]]
     if any(have < bar for have, bar in zip(near, bars, strict=True)):
         for draw in moved():
-            bars = [min(bar, one - SLACK_DB) for bar, one in zip(bars, nearness(wanted, draw), strict=True)]
+            bars = [
+                min(bar, max(one - SLACK_DB, LEAST_DB)) for bar, one in zip(bars, nearness(wanted, draw), strict=True)
+            ]
     worst = min(range(len(near)), key=lambda n: _margin(near[n], bars[n]), default=None)
     if worst is None:
         return Agreement(nearness_db=math.inf, bar_db=ENOUGH_DB)
