@@ -122,7 +122,7 @@ def test_the_simulation_says_what_it_is_for(calibrated):
 
 # {engine: (decibels nearer to the simulation than that is to float, points of the metric, samples that may flip)}.
 # ONNX Runtime rounds in more places than the plan says; one sample of EfficientNet's 450 is 0.22 points.
-PROMISES = {"openvino": (10, 0.1, 2), "inductor": (10, 0.1, 2), "onnxruntime": (5, 0.2, 3)}
+PROMISES = {"openvino": (10, 0.1, 2), "inductor": (10, 0.1, 2), "onnxruntime": (5, 0.3, 3)}
 
 
 @pytest.mark.slow
