@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+import octavo
 from conftest import runs_here
 from octavo.engines import available, compile
 from octavo.engines.onnxruntime_kernels import owner
@@ -245,3 +246,27 @@ def test_an_input_of_another_dtype_is_refused(calibrated) -> None:
 
 def test_the_door_knows_it() -> None:
     assert "onnxruntime" in available()
+
+
+@pytest.mark.parametrize("axes", [[2, 3], [-1, -2]])
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("spatial", [2, 3])
+def test_the_mean_of_an_image_is_pooled_in_integers(spatial, keepdim, axes, network, calibrated) -> None:
+    """Of images alone: over the same axes of what conv3d returns there is another mean, which stays one."""
+    from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (its packages may be missing)
+    from octavo.engines.onnxruntime import session_of  # noqa: PLC0415
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(axes, keepdim=keepdim).flatten(1))
+
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[spatial](3, 8, 3, padding=1)
+    features = 8 if spatial == 2 else 8 * 6 if axes == [2, 3] else 8 * 4
+    model = network(forward, conv=conv, head=nn.Linear(features, 5)).eval()
+    shape = (6, 3, 4, 5) if spatial == 2 else (6, 3, 4, 5, 6)
+    graph, params = calibrated(model, torch.randn(shape), target=runs_here("onnxruntime"))
+    _, optimized = session_of(export_onnx(graph, params))
+    pooled = any(node.op_type == "QLinearGlobalAveragePool" for node in optimized.graph.node)
+    assert pooled == (spatial == 2)
+    x = torch.randn(3, *shape[1:])
+    compiled = octavo.compile(graph, params, engine="onnxruntime")
+    assert octavo.sqnr_db(octavo.simulate(graph, params)(x), compiled(x)) > 40

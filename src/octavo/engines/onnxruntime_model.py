@@ -4,6 +4,7 @@
     transposed weight                 ─▶ stored so       its fusion knows no Transpose of a weight with two readers
     dequantized table ─▶ Gather       ─▶ rows gathered in integers, then scaled: not the whole table in every call
     Conv whose bias cannot be integer ─▶ Conv, Add       in float, but right
+    mean of an image, rounded         ─▶ GlobalAveragePool, which reads the integers in the order of the convolution
 
 The file that `export_onnx` writes is left as it is: other readers want other things.
 """
@@ -185,4 +186,45 @@ def _scale(model: _Model, node: NodeProto | None, kind: str) -> NDArray[np.float
     return np.asarray(numpy_helper.to_array(model.constants[node.input[1]]), dtype=np.float32)
 
 
-_REWRITES = {"Gemm": _product, "Transpose": _weight, "Gather": _rows, "Conv": _convolution}
+def _mean(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+    """A ReduceMean of the image [N, C, H, W] that a convolution left in integers, rounded at once.
+
+    Between the pair, ONNX Runtime pools integers; as a ReduceMean it brings them into another order and into float.
+    """
+    readers, axes = (
+        model.readers.get(node.output[0], []),
+        model.constants.get(node.input[1]) if len(node.input) > 1 else None,
+    )
+    rounded = len(readers) == 1 and readers[0].op_type == "QuantizeLinear"
+    over = None if axes is None else sorted(axis % 4 for axis in numpy_helper.to_array(axes).reshape(-1).tolist())
+    if (
+        not rounded
+        or over != [2, 3]
+        or not _is_dequantized(model, node.input[0])
+        or not _is_image(model, node.input[0])
+    ):
+        yield node
+        return
+    out = node.output[0]
+    if any(one.name == "keepdims" and one.i == 0 for one in node.attribute):
+        pooled = [f"{out}.pooled", *readers[0].input[1:]]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), f"{out}.axes"))
+        yield helper.make_node("GlobalAveragePool", [node.input[0]], [pooled[0]])
+        yield helper.make_node("QuantizeLinear", pooled, [f"{out}.integers"])
+        yield helper.make_node("DequantizeLinear", [f"{out}.integers", *pooled[1:]], [f"{out}.real"])
+        yield helper.make_node("Squeeze", [f"{out}.real", f"{out}.axes"], [out])
+    else:
+        yield helper.make_node("GlobalAveragePool", [node.input[0]], [out])
+
+
+def _is_image(model: _Model, value: str) -> bool:
+    """Whether `value` is what a convolution of images returned, rounded or bounded."""
+    node = model.writers.get(value)
+    if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip"):
+        return _is_image(model, node.input[0])
+    weight = None if node is None or node.op_type != "Conv" else model.writers.get(node.input[1])
+    stored = None if weight is None else model.constants.get(weight.input[0])
+    return stored is not None and len(stored.dims) == 4
+
+
+_REWRITES = {"Gemm": _product, "Transpose": _weight, "Gather": _rows, "Conv": _convolution, "ReduceMean": _mean}
