@@ -7,9 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import octavo
 from conftest import Network
 from octavo.engines import compile
+from octavo.engines.inductor import _digest
 from octavo.engines.native import compiler
+from octavo.engines.retrace import exported_again
+from octavo.network.edit import copy_module
 from octavo.network.simulate import simulate
 from test_convolution_kernel import assert_agrees
 from test_openvino import prepared
@@ -81,3 +85,15 @@ def test_any_size_that_was_said_to_vary(name) -> None:
     for batch, factor in ((2, 1), (1, 1), (5, 2), (3, 3), (1, 9)):
         x = torch.randn([size * factor if axis in axes[1:] else size for axis, size in enumerate((batch, *shape[1:]))])
         assert_agrees(network, simulation, (x,), decibels=40)
+
+
+def test_packages_are_for_one_size_and_type(network, calibrated) -> None:
+    """The operations are written alike, and so are the strides: [1, 8] and [2, 8] once shared a package."""
+
+    def digest(example):
+        graph = octavo.capture(network(lambda self, x: x * 2 + 1).eval(), example, dynamic_axes=())
+        return _digest(exported_again(graph, copy_module(graph.module)))
+
+    examples = [torch.ones(1, 8), torch.ones(2, 8), torch.ones(2, 8, dtype=torch.float64)]
+    assert len({digest(example) for example in examples}) == 3
+    assert digest(examples[0]) == digest(examples[0] + 1)

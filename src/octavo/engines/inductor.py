@@ -132,9 +132,9 @@ def _package(program: ExportedProgram) -> Path:
 
 
 def _digest(program: ExportedProgram) -> str:
-    """Of the operations, every constant, and what compiled code depends on: the machine, torch and our kernels."""
+    """Of the operations, all inputs and constants, and what compiled code depends on: machine, torch, our kernels."""
     inputs = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
-    layouts = [str(val.stride()) for val in inputs if isinstance(val, Tensor)]
+    layouts = [str((val.dtype, val.shape, val.stride())) for val in inputs if isinstance(val, Tensor)]
     facts = (str(program.graph), str(program.range_constraints), layouts, library().name, torch.__version__)
     found = sha256(repr(facts).encode())
     for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
