@@ -218,9 +218,9 @@ def _mean(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
 
 
 def _is_image(model: _Model, value: str) -> bool:
-    """Whether `value` is what a convolution of images returned, rounded or bounded."""
+    """Whether `value` is what a convolution of images returned, rounded, bounded or added to."""
     node = model.writers.get(value)
-    if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip"):
+    if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Add"):
         return _is_image(model, node.input[0])
     weight = None if node is None or node.op_type != "Conv" else model.writers.get(node.input[1])
     stored = None if weight is None else model.constants.get(weight.input[0])

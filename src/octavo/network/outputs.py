@@ -3,6 +3,7 @@
 conv ─▶ [relu] ─▶ round ─▶ conv        rounded by its reader: nothing to do
 conv ─▶ [relu] ─▶ mean, silu, norm     rounded here, or the convolution runs in float
 conv ─▶ [relu] ─▶ returned             left: the user gets real values, and the convolution runs in float
+sum of rounded values                  as a convolution: the last of a network goes to a mean
 """
 
 from collections.abc import Collection, Iterator
@@ -28,7 +29,8 @@ def output_operands(node: Node, rounded: Reads) -> Iterator[Operand]:
     rounded  every (source, reader) that the plan rounds anyway
     """
     row = operation(node)
-    if row is None or row.name not in _CONVOLUTIONS:
+    summed = row is not None and row.name == "add" and all((source, node) in rounded for source in node.all_input_nodes)
+    if row is None or (row.name not in _CONVOLUTIONS and not summed):
         return
     last = node
     while len(last.users) == 1 and next(iter(last.users)).target in _INSIDE:
