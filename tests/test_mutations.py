@@ -17,21 +17,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import octavo
 from conftest import Network
 from octavo.engines import ENGINES, native
 from octavo.engines.check import agreement, moved, ran, simulated
 from octavo.engines.inductor import lowered
 from octavo.machine import has_avx512_vnni
 from test_openvino import prepared
-
-ENOUGH = 40  # decibels between an engine and the simulation
-
-
-def distance_db(engine, simulation, inputs) -> float:
-    """Of all outputs together."""
-    found, wanted = (torch.cat([out.flatten() for out in run(*inputs)]) for run in (engine, simulation))
-    return float(octavo.sqnr_db(wanted, found))
 
 
 def attention(self, x):

@@ -10,7 +10,7 @@ import octavo
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.rule import Rule
-from octavo.workflow.recipe import first_inputs
+from octavo.workflow.calibration import first_inputs
 from octavo.workflow.search import Budget, duration
 from octavo.workflow.study import Study
 

@@ -38,7 +38,9 @@ def test_other_targets_and_schemes_break_rules(calibrated, basic_block, tmp_path
         return {violation.rule for violation in violations(export_onnx(graph, params))}
 
     assert broken("openvino") == {"integers are int8", "zero-points are 0"}
-    assert broken(octavo.Target(name="tensorrt", residual="both")) == {"one branch of a residual addition is quantized"}
+    assert broken(octavo.Target(name="both", zero_points=False, residual="both")) == {
+        "one branch of a residual addition is quantized"
+    }
     assert broken(signed=False, symmetric=False) == {"integers are int8", "zero-points are 0"}
     unsigned = octavo.Target(name="tensorrt", activation=Scheme(signed=False, symmetric=False))
     graph, params = calibrated(basic_block().eval(), x, target=unsigned)

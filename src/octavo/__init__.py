@@ -30,6 +30,7 @@ from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.deploy import compile, export
 from octavo.workflow.outcome import Result
 from octavo.workflow.race import choose_engine
+from octavo.workflow.ran import Ran, ran
 from octavo.workflow.recipe import quantize
 from octavo.workflow.verify import Distance, verify
 
@@ -48,6 +49,7 @@ __all__ = [
     "QParams",
     "QuantizationError",
     "Quantizer",
+    "Ran",
     "Result",
     "Rule",
     "Schedule",
@@ -77,6 +79,7 @@ __all__ = [
     "paired_interval",
     "percentile",
     "quantize",
+    "ran",
     "repair",
     "save",
     "simulate",

@@ -33,7 +33,7 @@ class Engine:
     packages: tuple[str, ...] = ()
     compiler: bool = False
     vectorized: bool = True
-    near_tie: float = 2**-10  # float32 sums in another order, other polynomials: 2⁻¹⁴ and less (docs/engines.md)
+    near_tie: float = 2**-10  # float32 sums in another order, other polynomials (docs/engines.md)
 
     @property
     def missing(self) -> tuple[str, ...]:

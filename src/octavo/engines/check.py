@@ -27,13 +27,16 @@ from octavo.network.plan import Quantizer
 from octavo.network.samples import Call
 from octavo.network.simulate import FakeQuantize, device_of
 from octavo.numerics.affine import QParams
+from octavo.numerics.decibels import decibels
 
 Model = Callable[..., Any]
 Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested
 
 ENOUGH_DB = 40.0  # right engines are further than this from the simulation only where rounding at ties explains it
 ENOUGH_EQUAL = 0.9  # the same for outputs that are no real numbers: the share of them that is equal
-LEAST_DB = 3.0  # half of the output: a network that rounding at ties shakes more than this, nobody can vouch for
+LEAST_DB = (
+    3.0  # half of the output's power: a network that rounding at ties shakes more than this, nobody can vouch for
+)
 DRAWS, SLACK_DB = 3, 3.0  # draws scatter by 2 dB and less on four samples (docs/engines.md)
 STEADY = 1e-6  # of an output's power: what varies less than this from sample to sample is no signal
 
@@ -85,7 +88,7 @@ def _margin(near: float, bar: float) -> float:
 
 def enough(leaf: Tensor) -> float:
     """The decibels that are near enough for an output, whatever rounding does."""
-    return ENOUGH_DB if leaf.is_floating_point() else -10 * math.log10(1 - ENOUGH_EQUAL)
+    return ENOUGH_DB if leaf.is_floating_point() else decibels(1, 1 - ENOUGH_EQUAL)
 
 
 def nearness(wanted: Outputs, found: Outputs) -> list[float]:
@@ -118,10 +121,7 @@ def _nearness(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
         signal += (x - mean).square().sum().item()
         raw += x.square().sum().item()
         noise += (x - y).square().sum().item()
-    signal = max(signal, STEADY * raw)
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    return decibels(max(signal, STEADY * raw), noise)
 
 
 # ---- the simulation, and the same with its values moved

@@ -7,9 +7,11 @@ compile ─▶ agrees with the simulation? ─ yes ─▶ the network
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+
+from torch.fx import Node
 
 from octavo import engines
 from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreement, moved, nearness, ran, simulated
@@ -18,7 +20,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.origin import Origin, remember
-from octavo.network.partial import keep_float, layers
+from octavo.network.partial import keep_float, layers, layers_of_nodes
 from octavo.network.plan import Plan
 from octavo.network.samples import Call, calls_of
 
@@ -51,10 +53,12 @@ def compile_right(
     if options.pop("network", None) is not None:  # the file may be wrong, and not the engine
         network = engines.compile(graph, params, engine=engine, **options)
         if _agreement(graph, params, network, calls, near_tie).holds:
-            message = (
-                f"the ONNX model that was given computes something else than the network: on {engine} it is {first}"
+            warnings.warn(
+                f"the ONNX model that was given computes something else than the network: on {engine} it is {first}. "
+                f"It is not used; save the network again",
+                UserWarning,
+                stacklevel=3,
             )
-            warnings.warn(f"{message}. It is not used; save the network again", UserWarning, stacklevel=3)
             return network
     tried: list[tuple[str, ...]] = []
     for names in _fewer(graph, params, engine, calls, near_tie):
@@ -93,46 +97,54 @@ def _fewer(
     graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float
 ) -> Iterator[tuple[str, ...]]:
     """Layers to leave in float: those that deviate first; when that does not help, the next, and these with those."""
+    known = layers(graph, params.plan)
     left: tuple[str, ...] = ()
     for attempt in range(ROUNDS):
         remaining = keep_float(graph, params, left) if left else params
         names = _suspects(graph, remaining, engine, calls, near_tie)
-        if attempt >= ROUNDS // 2:  # one by one does not help: all of their kind
-            kinds = {site.operation for site in _sites(params.plan) if site.layer in {*left, *names}}
-            names = tuple(site.layer for site in _sites(params.plan) if site.operation in kinds)
-        together = tuple(dict.fromkeys((*left, *names)))
-        for chosen in dict.fromkeys((tuple(dict.fromkeys(names)), together)):
-            if chosen and chosen != left and not set(layers(graph, params.plan)) <= set(chosen):
+        if attempt >= ROUNDS // 2:  # one by one does not help
+            names = _of_their_kind(params.plan, {*left, *names})
+        alone, together = (tuple(layer for layer in known if layer in those) for those in (names, {*left, *names}))
+        for chosen in dict.fromkeys((alone, together)):
+            if chosen and chosen != left and len(chosen) < len(known):
                 yield chosen
-        left = together if not set(layers(graph, params.plan)) <= set(together) else left
+        left = together if len(together) < len(known) else left
 
 
-def _sites(plan: Plan) -> Iterator[Any]:
-    return (site for quantizer in plan.quantizers for site in quantizer.sites)
+def _of_their_kind(plan: Plan, names: Collection[str]) -> set[str]:
+    """Every layer that is the same operation as one of `names`."""
+    sites = [site for quantizer in plan.quantizers for site in quantizer.sites]
+    kinds = {site.operation for site in sites if site.layer in names}
+    return {site.layer for site in sites if site.operation in kinds}
 
 
-def _suspects(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> tuple[str, ...]:
+def _suspects(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> set[str]:
     """The layers that make the first rounded value that deviates from the simulation's, else those before the output.
 
     An engine may fuse less while it also returns what it rounds, so it may be right here and wrong without.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    sources = {name: source for q in params.plan.quantizers for name, source in sources_of(q).items()}
-    readers = {name: q.sites[0].layer for q in params.plan.quantizers for name in sources_of(q)}
+    read = {name: (source, q) for q in params.plan.quantizers for name, source in sources_of(q).items()}
     where = _first_deviating(graph, params, engine, calls, near_tie)
-    start = nodes[sources[where]] if where is not None else list(nodes.values())[-1]
-    made_by = {site.node: site.layer for site in _sites(params.plan)}
-    found: dict[str, None] = {}
-    pending, seen = [start], {start}
+    if where is None:
+        return _made_by(list(nodes.values())[-1], params.plan)
+    source, quantizer = read[where]
+    return _made_by(nodes[source], params.plan) or {quantizer.sites[0].layer}
+
+
+def _made_by(node: Node, plan: Plan) -> set[str]:
+    """The layers that `node` was computed by since values were rounded last."""
+    names = layers_of_nodes(plan)
+    found, pending, seen = set(), [node], {node}
     while pending:
-        node = pending.pop()
-        if node.name in made_by and (node is not start or where is not None):
-            found[made_by[node.name]] = None
-            continue
-        new = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(new)
-        pending.extend(new)
-    return tuple(found) or ((readers[where],) if where is not None else ())
+        current = pending.pop()
+        if current.name in names:
+            found.add(names[current.name])
+        else:
+            new = [source for source in current.all_input_nodes if source not in seen]
+            seen.update(new)
+            pending.extend(new)
+    return found
 
 
 def _first_deviating(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> str | None:

@@ -29,7 +29,7 @@ from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
-from octavo.network.plan import Quantizer, compute_heavy, layer_names
+from octavo.network.plan import Quantizer, layer_names
 from octavo.network.target import TARGETS
 
 
@@ -77,14 +77,13 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
 
 
 def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:
-    """Whether signed integers are written 128 higher: those that convolutions read, but for TensorRT.
+    """Whether signed integers are written 128 higher: those that convolutions read, where there are zero-points.
 
     OpenVINO 2026.4 computes a convolution of int8 wrongly behind a concat, an unsqueeze or a norm (3 to 11 dB from the
-    simulation). Products keep int8, which is faster there; transposed convolutions too, whose only kernel it is;
-    TensorRT accepts no zero-point but 0.
+    simulation). Products keep int8, which is faster there; transposed convolutions too, whose only kernel it is.
     """
     convolved = any(site.operation in _CONVOLUTIONS and site.role == "input" for site in quantizer.sites)
-    return convolved and params.plan.target.name != "tensorrt"
+    return convolved and params.plan.target.zero_points
 
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
@@ -93,7 +92,7 @@ _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 def _annotate_layers(module: GraphModule, graph: Graph, params: Params | None) -> None:
     """The name of the user's layer at every compute-heavy operation, where the exporter keeps it."""
     target = TARGETS["paper"] if params is None else params.plan.target
-    layers = layer_names(graph, target) | compute_heavy(graph, target)
+    layers = layer_names(graph, target)
     for node in module.graph.nodes:
         node.meta.pop("custom", None)
         if node.name in layers:

@@ -14,7 +14,7 @@ from torch.onnx import ops
 
 from octavo.engines.onnx_operators import OPSET, Weight
 from octavo.errors import QuantizationError
-from octavo.network.edit import attribute, emit_parameter
+from octavo.network.edit import attribute, emit_parameter, replace_by_module
 
 aten = torch.ops.aten
 
@@ -138,13 +138,7 @@ def _replace_layer(module: GraphModule, node: Node, gates: Gates, arranged: dict
     layer = Recurrent(
         gates, has_biases=bool(has_biases), bidirectional=bool(bidirectional), batch_first=bool(batch_first)
     )
-    target = f"recurrent_{node.name}"
-    module.add_submodule(target, layer)
-    with module.graph.inserting_before(node):
-        call = module.graph.call_module(target, (x, states, ordered))
-    call.meta.update(node.meta)
-    node.replace_all_uses_with(call)
-    module.graph.erase_node(node)
+    replace_by_module(module, node, f"recurrent_{node.name}", layer, (x, states, ordered))
 
 
 def _arranged(module: GraphModule, node: Node, weight: Node, gates: Gates) -> Node:

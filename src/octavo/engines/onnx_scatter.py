@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from octavo.network.edit import replace_by_module
+
 aten = torch.ops.aten
 
 _SAME = {"add": "sum", "multiply": "prod"}  # scatter's words for the reductions of scatter_reduce
@@ -80,10 +82,4 @@ def _replace(module: GraphModule, node: Node) -> None:
         include_self=bool(node.kwargs.get("include_self", True)),
         along=node.target is aten.index_reduce.default,
     )
-    target = f"scatter_{node.name}"
-    module.add_submodule(target, layer)
-    with module.graph.inserting_before(node):
-        call = module.graph.call_module(target, (x, index, src))
-    call.meta.update(node.meta)
-    node.replace_all_uses_with(call)
-    module.graph.erase_node(node)
+    replace_by_module(module, node, f"scatter_{node.name}", layer, (x, index, src))

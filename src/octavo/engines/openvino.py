@@ -52,12 +52,12 @@ def compile_openvino(
     }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
+    check_dtypes(graph, "OpenVINO")
     core = ov.Core()
     network = network or export_onnx(graph, params)
     serialized = network.SerializeToString()
     size_mb = len(serialized) / 1e6
     signature = signature_of(graph)
-    check_dtypes(graph, "OpenVINO")
     target = TARGETS["paper"] if params is None else params.plan.target
     try:
         model = core.read_model(serialized)

@@ -118,3 +118,13 @@ def layer_of(node: Node) -> str:
     """The path of the innermost user module that executed `node`; "" for the root."""
     stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if not path.startswith("_empty")]
     return str(stack[-1]).split("@")[0] if stack else ""
+
+
+def replace_by_module(module: GraphModule, node: Node, target: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    """`layer`, as the submodule `target` called with `args`, in the place of `node`, whose meta it has."""
+    module.add_submodule(target, layer)
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(target, args)
+    call.meta.update(node.meta)
+    node.replace_all_uses_with(call)
+    module.graph.erase_node(node)

@@ -141,11 +141,10 @@ class Indices:
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise QuantizationError naming the input that holds a row that is none."""
         for name, rows in self._rows.items():
-            index = tensors[name]
-            if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < rows:
-                wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
+            low, high = map(int, tensors[name].aminmax()) if tensors[name].numel() else (0, 0)
+            if low < 0 or high >= rows:
                 raise QuantizationError(
-                    asked=f"look up the row {wrong} of an embedding",
+                    asked=f"look up the row {low if low < 0 else high} of an embedding",
                     seen=f"it has {rows} rows, counted from 0",
                     remedy="see that the tokenizer and the network belong together",
                     site=name,

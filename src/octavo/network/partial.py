@@ -22,9 +22,14 @@ def layers(graph: Graph, plan: Plan) -> tuple[str, ...]:
     raises  QuantizationError if `plan` was made for another graph
     """
     check_belongs(graph, plan)
-    sites = (site for quantizer in plan.quantizers for site in quantizer.sites)
-    names = {site.node: site.layer for site in sites if site.role != ROLE}
+    names = layers_of_nodes(plan)
     return tuple(dict.fromkeys(names[node.name] for node in graph.module.graph.nodes if node.name in names))
+
+
+def layers_of_nodes(plan: Plan) -> dict[str, str]:
+    """{node: layer} of every operation that `plan` quantizes."""
+    sites = (site for quantizer in plan.quantizers for site in quantizer.sites)
+    return {site.node: site.layer for site in sites if site.role != ROLE}
 
 
 def keep_float(graph: Graph, params: Params, names: Collection[str]) -> Params:

@@ -4,7 +4,7 @@ operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -112,7 +112,8 @@ def layer_names(graph: Graph, target: Target) -> dict[str, str]:
 
     No two have the same name: what a layer computes in its second call has "@1" behind it.
     """
-    return _sited(graph, target) | compute_heavy(graph, target)
+    sited = _sited(_placed(graph, target))
+    return sited | _heavy(graph, sited)
 
 
 def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
@@ -120,7 +121,10 @@ def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
 
     Every name is there once: engines tell by it how they run the operation.
     """
-    known = _sited(graph, target)
+    return _heavy(graph, _sited(_placed(graph, target)))
+
+
+def _heavy(graph: Graph, known: dict[str, str]) -> dict[str, str]:
     taken = set(known.values())
     found = {}
     for node in graph.module.graph.nodes:
@@ -135,9 +139,9 @@ def compute_heavy(graph: Graph, target: Target) -> dict[str, str]:
     return found
 
 
-def _sited(graph: Graph, target: Target) -> dict[str, str]:
-    """{node: the user's layer} of every operation that `target` would quantize, whether a plan does or not."""
-    return {site.node: site.layer for site, _ in _placed(graph, target) if site.role != ROLE}
+def _sited(placed: Iterable[tuple[Site, Operand]]) -> dict[str, str]:
+    """{node: the user's layer} of every operation that the target would quantize, whether a plan does or not."""
+    return {site.node: site.layer for site, _ in placed if site.role != ROLE}
 
 
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
@@ -234,21 +238,20 @@ def _coverage(
             left.setdefault(site.node, f"no rule matches its {site.role}")
         elif site.role != ROLE and rule is not None and rule.skip:
             left.setdefault(site.node, f"{rule} leaves its {site.role} in float")
-    sites = {site.node for site, _ in placed if site.role != ROLE}
-    names, nodes = compute_heavy(graph, target), {node.name: node for node in graph.module.graph.nodes}
-    reasons = {name: _reason(nodes[node], target, sites, left) for node, name in names.items()}
+    sited, nodes = _sited(placed), {node.name: node for node in graph.module.graph.nodes}
+    reasons = {name: _reason(nodes[node], target, sited, left) for node, name in _heavy(graph, sited).items()}
     kept = tuple(KeptFloat(site=name, reason=reason) for name, reason in reasons.items() if reason is not None)
     quantized = tuple(name for name, reason in reasons.items() if reason is None)
-    return Coverage(quantized=len(quantized), total=len(names), kept_float=kept, layers=quantized)
+    return Coverage(quantized=len(quantized), total=len(reasons), kept_float=kept, layers=quantized)
 
 
-def _reason(node: Node, target: Target, sites: set[str], left: dict[str, str]) -> str | None:
+def _reason(node: Node, target: Target, sited: dict[str, str], left: dict[str, str]) -> str | None:
     """Why the plan does not execute `node` on integers; None if it does."""
     row = operation(node)
     if row is None:
         return float_only(node)
     if row.name in target.float_operations:
         return target.float_operations[row.name]
-    if node.name not in sites:
+    if node.name not in sited:
         return "its inputs are not floating-point tensors"
     return left.get(node.name)

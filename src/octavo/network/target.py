@@ -26,6 +26,7 @@ class Target:
     factor       scheme of activations that stand where a weight does: on the right of a product, or as a weight that is
                  computed; None for the same as others
     nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
+    zero_points  whether the engine knows integers whose zero is not 0
     residual     which inputs of a residual addition: "both" (the paper), "skip" (not the branch that the engine fuses
                  into the convolution that produces it), "convolutions" (both, where a convolution is added) or "none"
     convolution_outputs  whether what a convolution returns is rounded for every reader, because the engine convolves on
@@ -39,6 +40,7 @@ class Target:
     activation: Scheme = INT8_FULL
     factor: Scheme | None = None
     nonnegative: Scheme | None = None
+    zero_points: bool = True
     residual: Branches = "skip"
     convolution_outputs: bool = False
     float_operations: Mapping[str, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ TARGETS: dict[str, Target] = {
         Target(name="paper", activation=INT8, residual="both"),
         Target(
             name="tensorrt",
+            zero_points=False,
             float_operations={
                 "lstm": "TensorRT runs recurrent layers in floating point",
                 "gru": "TensorRT runs recurrent layers in floating point",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from octavo.errors import QuantizationError
+from octavo.numerics.decibels import decibels
 
 PAUSE_S = 0.02  # before a turn; the threads of an OpenMP or TBB pool have gone to sleep by then
 Score = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
@@ -104,9 +105,7 @@ def sqnr_db(reference: Any, other: Any) -> float:
             seen="an output holds NaN or infinity",
             remedy="look for a division by zero or an overflow in the network",
         )
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return decibels(signal, noise)
 
 
 def leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:

@@ -4,7 +4,7 @@ Which engine is fastest depends on the network and the machine, and now and then
 winner is timed beside its own float32 and bfloat16, and a warning says so where those are as fast.
 """
 
-import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from octavo.recovery.evaluate import Latencies, latency_ms
 from octavo.workflow.digest import digest_of_graph
 from octavo.workflow.study import Study, trial_key
 
+LOG = logging.getLogger("octavo")
 WITH_FLOAT: dict[str, tuple[str, ...]] = {"openvino": ("f32", "bf16"), "inductor": ("f32", "bf16"), "onnxruntime": ()}
 
 
@@ -73,7 +74,8 @@ def choose_engine(
     raises   QuantizationError if no engine can run the network as the simulation says
     """
     args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
-    candidates, latencies, rejected = _race(graph, dict.fromkeys(_integer(), params), (args, kwargs), check, rounds)
+    contestants = dict.fromkeys(_integer(), params)
+    candidates, latencies, rejected = _race(graph, contestants, (args, kwargs), check=check, rounds=rounds)
     winner = next(iter(latencies))
     beside = {"int8": candidates[winner]} | {
         precision: engines.compile(graph, None, engine=winner, precision=precision)
@@ -92,9 +94,9 @@ def engine_for(
     batches  a few, to calibrate with: what is timed need not be accurate
     raises   QuantizationError if no engine runs the network as its simulation says
     """
-    names = [name for name in available() if name != "reference"]
-    if len(names) < 2:
-        return names[0] if names else SIMULATION
+    names = _integer()
+    if len(names) == 1:
+        return SIMULATION if names == ["reference"] else names[0]
     key = "engine-" + trial_key(
         model=digest_of_graph(graph),
         rules=[str(rule) for rule in rules],
@@ -114,22 +116,25 @@ def engine_for(
         params = {name: choose_params(graph, plan, observe(graph, plan, batches)) for name, plan in plans.items()}
 
         def raced() -> bytes:
-            _, latencies, rejected = _race(graph, params, (graph.example_args, graph.example_kwargs), True, rounds=15)
-            found = {"engines": list(latencies), "ms": [time.median_ms for time in latencies.values()]}
+            example = (graph.example_args, graph.example_kwargs)
+            _, latencies, rejected = _race(graph, params, example, check=True, rounds=15)
+            winner = next(iter(latencies))
+            LOG.info("%s", Choice(engine=winner, latencies=latencies, float_ms=Latencies(), rejected=rejected))
             with Study(folder) as study:
-                study.keep(key, json.dumps(found | {"rejected": rejected}).encode())
-                return study.blob(key) or b""
+                study.keep(key, winner.encode())
+            return winner.encode()
 
         data = by_first(raced)
-    return str(json.loads(data)["engines"][0])
+    return data.decode()
 
 
 def _integer() -> list[str]:
+    """The engines that a network may be deployed on here; the reference if there are none."""
     return [name for name in available() if name != "reference"] or ["reference"]
 
 
 def _race(
-    graph: Graph, params: Mapping[str, Params], example: tuple[Any, Any], check: bool, rounds: int
+    graph: Graph, params: Mapping[str, Params], example: tuple[Any, Any], *, check: bool, rounds: int
 ) -> tuple[dict[str, engines.Compiled], Latencies, dict[str, str]]:
     """({engine: network} of those that are right, their times, the fastest first, {engine: why it is out})."""
     candidates: dict[str, engines.Compiled] = {}

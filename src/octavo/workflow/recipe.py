@@ -6,10 +6,9 @@ Each rung is tried only if those before missed the goal; `rungs.py` has them. Th
 run that was killed and is started again goes on where it was.
 """
 
-import inspect
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,24 +19,24 @@ from rich.console import Console
 from torch import nn
 
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params, Stats, observe
+from octavo.network.calibrate import Params
 from octavo.network.export import private_copy
-from octavo.network.graph import Graph, capture, network_inputs
+from octavo.network.graph import Graph, capture
 from octavo.network.origin import origin_of
-from octavo.network.plan import Plan, make_plan
+from octavo.network.plan import make_plan
 from octavo.network.ranks import by_first, is_first
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target, target_for
 from octavo.recovery.sensitivity import Sensitivity
-from octavo.recovery.stepwise import samples
+from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
-from octavo.workflow.digest import digest_of_batch, digest_of_graph
+from octavo.workflow.digest import digest_of_graph
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.race import engine_for
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
-from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
+from octavo.workflow.study import Study, Trial, pack_stats, trial_key
 from octavo.workflow.trial import (
     AUTO,
     Bench,
@@ -50,8 +49,6 @@ from octavo.workflow.trial import (
     source_of,
 )
 from octavo.workflow.view import View
-
-REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
 
 
 def quantize(
@@ -100,11 +97,11 @@ def quantize(
     road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
     graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
     with _folder(out) as folder:
-        some = by_first(lambda: _some(graph, batches))
+        some = by_first(lambda: for_repairs(graph, batches))
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
-        stats = _statistics(folder, graph, plan, batches, progress)
+        stats = statistics(folder, graph, plan, batches, progress)
         done: dict[Candidate, tuple[Graph, Params]] = {}
 
         def bench(study: Study, reference: Score) -> Bench:
@@ -219,53 +216,12 @@ def _result(found: Findings, bench: Bench) -> Result:
     )
 
 
-def _some(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
-    """The first batches, of REPAIR_SAMPLES samples together or a little more."""
-    found: list[Any] = []
-    total = 0
-    for batch in batches:
-        found.append(batch)
-        total += samples(graph, batch)
-        if total >= REPAIR_SAMPLES:
-            break
-    return tuple(found)
-
-
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write result.json whole or not at all."""
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     unfinished = folder / "result.json.part"
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(folder / "result.json")
-
-
-def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
-    """The first batch, without the labels behind the inputs that `model.forward` does not take.
-
-    raises  QuantizationError for no batches
-    """
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise QuantizationError(
-            asked="calibrate",
-            seen="the calibration data is empty",
-            remedy="give at least one batch, in a list or a loader that can be read more than once",
-        )
-    if not isinstance(batch, tuple | list):
-        return batch
-    if batch and isinstance(batch[0], Mapping):
-        return batch[0]
-    signature = inspect.signature(model.forward)
-    fitting = [count for count in range(len(batch), 0, -1) if _fits(signature, batch[:count])]
-    return tuple(batch[: fitting[0]] if fitting else batch)
-
-
-def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
-    try:
-        signature.bind(*args)
-    except TypeError:
-        return False
-    return True
 
 
 @contextmanager
@@ -276,30 +232,6 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
     else:
         Path(out).mkdir(parents=True, exist_ok=True)
         yield Path(out)
-
-
-def _statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
-    """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
-    first = digest_of_batch(network_inputs(graph, next(iter(batches))))  # without labels of whatever type
-    length = len(batches) if isinstance(batches, Sized) else None
-    sites = [site.name for quantizer in plan.quantizers for site in quantizer.sites]
-    name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, first=first, length=length)
-
-    def stored() -> bytes | None:
-        with Study(folder) as study:
-            return study.blob(name)
-
-    data = by_first(stored)
-    if data is not None:
-        return unpack_stats(data)
-    stats = observe(graph, plan, batches, progress=progress and is_first())
-
-    def keep() -> None:
-        with Study(folder) as study:
-            study.keep(name, pack_stats(stats))
-
-    by_first(keep)
-    return stats
 
 
 def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:

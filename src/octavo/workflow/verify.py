@@ -18,6 +18,7 @@ from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments, network_inputs
 from octavo.network.origin import SIMULATION, origin_of
 from octavo.network.simulate import simulate
+from octavo.numerics.decibels import decibels
 from octavo.recovery.evaluate import leaf_pairs
 
 Model = Callable[..., Any]
@@ -125,16 +126,10 @@ class _Outputs:
         return Distance(
             largest=self.largest,
             relative=self.largest / self.size if self.size else math.inf if self.largest else 0.0,
-            sqnr_db=_decibels(self.signal, self.noise),
+            sqnr_db=decibels(self.signal, self.noise),
             top1=100.0 * self.same / self.rows if self.rows else None,
             batches=self.batches,
         )
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 class _Site:
