@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 ALONE := $(BIN)/pytest -p no:xdist
 
-.PHONY: demo test slow peers lint format clean
+.PHONY: demo test slow fuzz peers lint format clean
 
 demo: .venv/zoo ## quantize EfficientNet-Lite0, score it, time it
 	$(BIN)/octavo demo
@@ -17,6 +17,9 @@ test: lint ## what CI runs
 
 slow: .venv/test ## proofs that take minutes; run alone on the machine
 	$(ALONE) -m slow
+
+fuzz: .venv/test ## 20,000 mutations of saved networks and studies
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
 
 peers: ## what benchmarks/latency.py compares with, in an environment of its own
 	test -x .peers/bin/python || $(PYTHON) -m venv .peers

@@ -292,8 +292,8 @@ def test_a_manifest_cannot_name_files_elsewhere(saved):
 
 def test_an_operation_that_torch_does_not_have_is_named(calibrated):
     graph, _ = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
-    text = graph_record(graph).model_dump_json().replace("aten.linear.default", "aten.lineal.default")
-    with pytest.raises(QuantizationError, match=r"linear: asked to read .* has no operation 'aten.lineal.default'"):
+    text = graph_record(graph).model_dump_json().replace("aten.linear.default", "aten.linear.lineal")
+    with pytest.raises(QuantizationError, match=r"linear: asked to read .* has no operation 'aten.linear.lineal'"):
         graph_of(GraphRecord.model_validate_json(text), tensors_of(graph))
 
 

@@ -15,6 +15,7 @@ from octavo.engines import available
 from octavo.engines.artifact import load, save
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, Stats, choose_params, observe
+from octavo.network.cost import Limits
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
@@ -44,6 +45,7 @@ __all__ = [
     "Distance",
     "Graph",
     "Histogram",
+    "Limits",
     "Params",
     "Plan",
     "QParams",

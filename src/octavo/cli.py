@@ -34,7 +34,9 @@ def demo(
 
 @app.command()
 def run(
-    what: Annotated[Path, typer.Argument(help="A recipe (a Python file), or the folder of a run to resume.")],
+    what: Annotated[
+        Path, typer.Argument(help="A recipe (a Python file: it is executed), or the folder of a run to resume.")
+    ],
     max_drop: Annotated[
         str | None,
         typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  [default: 1%]"),

@@ -1,5 +1,7 @@
 """The one error a user sees: what was asked, what was seen, what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,3 +19,16 @@ class QuantizationError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), asked=self.asked, seen=self.seen, remedy=self.remedy, site=self.site), ()
+
+
+@contextmanager
+def reading(*, asked: str, seen: str, remedy: str, site: str | None = None) -> Iterator[None]:
+    """Read data from elsewhere: whatever its bytes make a parser raise, it is the data that is wrong."""
+    try:
+        yield
+    except QuantizationError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f"{type(error).__name__}: {' '.join(lines[:3])[:200]}"
+        raise QuantizationError(asked=asked, seen=f"{seen} ({reason})", remedy=remedy, site=site) from error

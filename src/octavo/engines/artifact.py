@@ -7,83 +7,62 @@
     samples.safetensors  a few inputs, and what the simulation returns for them: what an engine is checked by
 
 Any engine can be compiled from it, on any machine: integer weights are unpacked to the same integers as before. Nothing
-in it is executed. The digests tell accidents, not forgery: they are part of what a forger could write.
+in it is executed as code. The digests tell accidents, not forgery: they are part of what a forger could write, so what
+they hold is checked too (`octavo.engines.trust`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from octavo import engines
 from octavo.engines.check import Outputs
-from octavo.engines.container import MANIFEST, Manifest, read_container, write_container
+from octavo.engines.container import Manifest, read_container, write_container
 from octavo.engines.evidence import evidence, from_evidence, remember_check, was_checked
 from octavo.engines.faults import compile_right
+from octavo.engines.onnx_allowed import check_onnx
+from octavo.engines.signature import signature_of
 from octavo.engines.store import TensorStore, onnx_with_tensors
+from octavo.engines.trust import (
+    NetworkRecord,
+    StoredParams,
+    StoredTensor,
+    check_evidence,
+    check_network,
+    network_of,
+    readable,
+    unreadable,
+)
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params
+from octavo.network.cost import LIMITS, Limits
 from octavo.network.graph import Graph
 from octavo.network.origin import origin_of
 from octavo.network.plan import Plan
-from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
-from octavo.network.samples import CallRecord
-from octavo.numerics.affine import QParams, dequantize, quantize
+from octavo.network.record import graph_record, tensors_of
+from octavo.numerics.affine import QParams, quantize
 
 NETWORK, TENSORS, ONNX, SAMPLES = "network.json", "tensors.safetensors", "model.onnx", "samples.safetensors"
 READS_ONNX = ("openvino", "onnxruntime")
-
-
-class StoredTensor(BaseModel):
-    """Where a parameter lies: `key` among the tensors; `quantizer` whose integers they are, None if in float."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str
-    quantizer: str | None = None
-
-
-class StoredParams(BaseModel):
-    """Where the scale and zero-point of a quantizer lie."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scale: str
-    zero_point: str
-
-
-class NetworkRecord(BaseModel):
-    """A quantized network without its tensors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    graph: GraphRecord
-    plan: Plan
-    method: str
-    tensors: dict[str, StoredTensor]
-    params: dict[str, StoredParams]
-    notes: tuple[str, ...] = ()
-    samples: list[CallRecord] = []
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """What a saved network holds.
 
+    path      where it was read
     engine    the one that it was saved for
     onnx      its model, for engines that read one
     expected  what the simulation returned for `params.samples` where it was saved, if that was kept
     """
 
+    path: Path
     graph: Graph
     params: Params
     engine: str
@@ -165,18 +144,28 @@ def _store_params(found: QParams, store: TensorStore) -> StoredParams:
 
 
 def load(
-    path: str | PathLike[str], *, engine: str | None = None, check: bool = True, **options: Any
+    path: str | PathLike[str],
+    *,
+    engine: str | None = None,
+    check: bool = True,
+    operators: Collection[str] = (),
+    limits: Limits = LIMITS,
+    **options: Any,
 ) -> "engines.Compiled":
     """The network that `save` wrote, compiled for this machine and called like the user's model.
 
-    engine   None is the one that it was saved for
-    check    compare it with what the simulation returned where it was saved, unless that held before for this file, CPU
-             and version of the engine; see `octavo.compile`
-    options  of that engine's compile function
-    raises   QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version, and for
-             an engine that computes something else
+    The file is data, whoever wrote it: see docs/trust.md.
+
+    engine     None is the one that it was saved for
+    check      compare it with the simulation on the samples that were saved with it, unless that held before for this
+               file, CPU and version of the engine; see `octavo.compile`
+    operators  further ones that it may call ("torchvision.nms.default", or a namespace), if you trust it and them
+    limits     what one call on its samples may take; raise them for a large network that you trust
+    options    of that engine's compile function
+    raises     QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version, for one
+               that does not fit together or asks for more than `limits`, and for an engine that computes something else
     """
-    return compiled(read(path), engine=engine, check=check, **options)
+    return compiled(read(path, operators=operators, limits=limits), engine=engine, check=check, **options)
 
 
 def compiled(
@@ -184,56 +173,51 @@ def compiled(
 ) -> "engines.Compiled":
     """`load`, of what is read already."""
     engine = engine or artifact.engine
-    graph, params = artifact.graph, artifact.params
+    graph, params, digest = artifact.graph, artifact.params, artifact.manifest.digest
     if engine in READS_ONNX and artifact.onnx is not None:
         options["network"] = artifact.onnx
-    if not check or was_checked(artifact.manifest.digest, engine, options):
-        return engines.compile(graph, params, engine=engine, **options)
-    network = compile_right(graph, params, engine=engine, expected=artifact.expected, **options)
+    if not check or was_checked(digest, engine, options):
+        with readable(artifact.path, f"{engine} cannot compile it"):
+            return engines.compile(graph, params, engine=engine, **options)
+    with readable(artifact.path, "it cannot be run"):
+        expected = check_evidence(graph, params, artifact.expected)
+    with readable(artifact.path, f"{engine} cannot compile it"):
+        network = compile_right(graph, params, engine=engine, expected=expected, **options)
     origin = origin_of(network)
     if origin is not None and origin.params is params:  # nothing had to be left in float
-        remember_check(artifact.manifest.digest, engine, options)
+        remember_check(digest, engine, options)
     return network
 
 
-def read(path: str | PathLike[str]) -> Artifact:
-    """What `save` wrote: to compile it, to inspect it, to compare it. Quantized weights are float again, rounded."""
+def read(path: str | PathLike[str], *, operators: Collection[str] = (), limits: Limits = LIMITS) -> Artifact:
+    """What `save` wrote: to compile it, to inspect it, to compare it. Quantized weights are float again, rounded.
+
+    Nothing is run, and nothing is allocated that is larger than `limits` or a few times the file.
+    operators, limits, raises  as in `load`
+    """
     manifest, files = read_container(Path(path))
-    with _named(path):
+    with readable(path):
+        if not {NETWORK, TENSORS} <= files.keys() <= {NETWORK, TENSORS, ONNX, SAMPLES}:
+            raise unreadable(path, f"it holds {', '.join(files)[:200]}")
         record = NetworkRecord.model_validate_json(files[NETWORK])
         tensors = load_tensors(files[TENSORS])
-        schemes = {quantizer.name: quantizer.scheme for quantizer in record.plan.quantizers}
-        values = {
-            name: QParams(scale=tensors[at.scale], zero_point=tensors[at.zero_point], scheme=schemes[name])
-            for name, at in record.params.items()
-        }
-        real = {name: _real(at, tensors, values) for name, at in record.tensors.items()}
-        model = onnx.load_model_from_string(files[ONNX]) if ONNX in files else None
+        graph, params = network_of(record, tensors, operators=operators, limits=limits)
         samples, expected = from_evidence(record.samples, files[SAMPLES]) if SAMPLES in files else ((), None)
-        return Artifact(
-            graph=graph_of(record.graph, real),
-            params=Params(plan=record.plan, values=values, method=record.method, notes=record.notes, samples=samples),
-            engine=manifest.engine,
-            manifest=manifest,
-            onnx=None if model is None else onnx_with_tensors(model, files[TENSORS]),
-            expected=expected,
-        )
-
-
-def _real(at: StoredTensor, tensors: dict[str, torch.Tensor], values: dict[str, QParams]) -> torch.Tensor:
-    stored = tensors[at.key]
-    return stored if at.quantizer is None else dequantize(stored, values[at.quantizer])
-
-
-@contextmanager
-def _named(path: str | PathLike[str]) -> Iterator[None]:
-    """What is wrong inside an artifact, as one error that names it."""
-    try:
-        yield
-    except (ValidationError, SafetensorError, KeyError, AssertionError, TypeError) as error:
-        raise QuantizationError(
-            asked="load a saved network",
-            seen=f"its contents do not fit together ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
-            remedy=f"save it again; {MANIFEST} says which version of Octavo wrote it",
-            site=str(path),
-        ) from error
+        params = replace(params, samples=samples)
+        check_network(graph, params, limits)
+        model = None
+        if ONNX in files:
+            model = onnx.load_model_from_string(files[ONNX])
+            signature = signature_of(graph)
+            inputs = signature.flatten(graph.example_args, graph.example_kwargs)
+            check_onnx(model, inputs, signature.tensors, limits)
+            model = onnx_with_tensors(model, files[TENSORS])
+    return Artifact(
+        path=Path(path),
+        graph=graph,
+        params=params,
+        engine=manifest.engine,
+        manifest=manifest,
+        onnx=model,
+        expected=expected,
+    )

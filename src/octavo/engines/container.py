@@ -6,15 +6,21 @@ import zipfile
 import zlib
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from octavo.errors import QuantizationError
 
 MANIFEST = "manifest.json"
 SCHEMA = 2  # raised when files written before cannot be read any more, or older versions cannot read new ones
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry of a zip: the same network gives the same file
+MEGABYTE = 2**20
+# The most that is read of a part. What is compressed may grow a thousandfold, and a byte of JSON or of ONNX a
+# hundredfold in memory; the rest is stored as it is, and no longer than the file.
+LARGEST = {".json": 16 * MEGABYTE, ".onnx": 8 * MEGABYTE}
+PARTS = 16
+BRACKETS = 400_000  # lists and dicts of one JSON: an empty one takes two bytes there, and 300 while it is parsed
 _DEFLATED = {".json": zipfile.ZIP_DEFLATED, ".onnx": zipfile.ZIP_DEFLATED}
 
 
@@ -23,8 +29,8 @@ class FileFacts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int
-    sha256: str
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, StringConstraints(max_length=64)]
 
 
 class Manifest(BaseModel):
@@ -33,7 +39,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["octavo"] = "octavo"
-    schema_version: int
+    schema_version: Annotated[int, Field(ge=0)]
     engine: str
     versions: dict[str, str]
     files: dict[str, FileFacts]
@@ -48,7 +54,7 @@ class _Version(BaseModel):
     """As much of a manifest as any version of Octavo can read."""
 
     format: Literal["octavo"]
-    schema_version: int
+    schema_version: Annotated[int, Field(ge=0, le=10**6)]
 
 
 def write_container(
@@ -81,7 +87,7 @@ def _check_free(path: Path, form: str) -> None:
     if not path.exists() or path.is_dir() == (form == "folder"):
         try:
             if path.exists():
-                _manifest(path, _bytes_of(path, MANIFEST))
+                _manifest(path, _bytes_of(path, MANIFEST, MEGABYTE))
             return
         except QuantizationError:
             pass
@@ -109,14 +115,19 @@ def _write_folder(path: Path, files: dict[str, bytes]) -> None:
 def read_container(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and all the files that it names, each as long as it says and with its digest.
 
-    raises  QuantizationError for a path that does not exist, and what is truncated, altered, foreign or too new
+    raises  QuantizationError for a path that does not exist, and what is truncated, altered, foreign, too new or larger
+            than any part of a network is
     """
-    manifest = _manifest(path, _bytes_of(path, MANIFEST))
+    manifest = _manifest(path, _bytes_of(path, MANIFEST, MEGABYTE))
+    if len(manifest.files) > PARTS:
+        raise _damaged(path, f"it names {len(manifest.files)} files")
     files = {}
     for name, facts in manifest.files.items():
-        data = _bytes_of(path, name)
+        data = _bytes_of(path, name, facts.size)
         if len(data) != facts.size or sha256(data).hexdigest() != facts.sha256:
             raise _damaged(path, f"{name} is not what was saved: it was truncated or altered")
+        if name.endswith(".json") and data.count(b"[") + data.count(b"{") > BRACKETS:
+            raise _damaged(path, f"{name} holds more lists than any network has")
         files[name] = data
     return manifest, files
 
@@ -140,22 +151,50 @@ def _manifest(path: Path, data: bytes) -> Manifest:
 UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
 
-def _bytes_of(path: Path, name: str) -> bytes:
+def _bytes_of(path: Path, name: str, most: int) -> bytes:
+    """The part called `name`, if it has no more than `most` bytes."""
     if not path.exists():
         raise QuantizationError(
             asked="load a saved network", seen="there is nothing at this path", remedy="check it", site=str(path)
         )
     if "/" in name or "\\" in name or name.startswith("."):
         raise _damaged(path, f"it names the file {name!r}, which would lie elsewhere")
+    most = min(most, LARGEST.get(Path(name).suffix, most))
     try:
         if path.is_dir():
-            return (path / name).read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(name)
+            return _of_folder(path, name, most)
+        if not path.is_file():
+            raise _damaged(path, "it is neither a file nor a folder")
+        return _of_zip(path, name, most)
     except (OSError, KeyError) as error:
         raise _damaged(path, f"it holds no {name}") from error
     except UNREADABLE as error:
         raise _damaged(path, f"it is not a zip that can be read ({error})") from error
+
+
+def _of_folder(path: Path, name: str, most: int) -> bytes:
+    part = path / name
+    if part.exists() and not part.is_file():  # a pipe, a device: reading it may never end
+        raise _damaged(path, f"{name} is no file")
+    if part.stat().st_size > most:
+        raise _too_long(path, name, part.stat().st_size, most)
+    return part.read_bytes()
+
+
+def _of_zip(path: Path, name: str, most: int) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(name)
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        if entry.file_size > most or (stored and entry.file_size > path.stat().st_size):
+            raise _too_long(path, name, entry.file_size, most)
+        if not stored and Path(name).suffix not in _DEFLATED:
+            raise _damaged(path, f"{name} is compressed, which octavo.save does not do")
+        with archive.open(entry) as part:
+            return part.read(most + 1)
+
+
+def _too_long(path: Path, name: str, size: int, most: int) -> QuantizationError:
+    return _damaged(path, f"{name} is {size} bytes long, and no more than {most} were expected")
 
 
 def _damaged(path: Path, seen: str) -> QuantizationError:

@@ -46,6 +46,8 @@ def from_evidence(records: list[CallRecord], data: bytes) -> tuple[tuple[Call, .
     if not outputs:
         return calls, None
     places = sorted(tuple(map(int, name.split("."))) for name in outputs)
+    if places[-1][0] >= len(calls):
+        raise ValueError(f"there are outputs of call {places[-1][0]}, and {len(calls)} calls")
     return calls, tuple([outputs[f"{c}.{n}"] for c, n in places if c == call] for call in range(len(calls)))
 
 

@@ -53,13 +53,10 @@ def compile_right(
     if options.pop("network", None) is not None:  # the file may be wrong, and not the engine
         network = engines.compile(graph, params, engine=engine, **options)
         if _agreement(graph, params, network, calls, near_tie).holds:
-            warnings.warn(
-                f"the ONNX model that was given computes something else than the network: on {engine} it is {first}. "
-                f"It is not used; save the network again",
-                UserWarning,
-                stacklevel=3,
-            )
-            return network
+            note = f"the ONNX model that was given computes something else than the network: on {engine} it is {first}"
+            warnings.warn(f"{note}. It is not used; save the network again", UserWarning, stacklevel=3)
+            own = replace(params, notes=(note, *params.notes))
+            return remember(network, Origin(graph=graph, params=own, engine=engine))
     tried: list[tuple[str, ...]] = []
     for names in _fewer(graph, params, engine, calls, near_tie):
         tried.append(names)

@@ -4,11 +4,13 @@ A safetensors file is a JSON header and then the bytes of all tensors: what ONNX
 """
 
 import json
+import math
 from hashlib import sha256
 
 import numpy as np
 import onnx
 import torch
+from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.numpy_helper import to_array
 from safetensors.torch import save
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from octavo.errors import QuantizationError
 
 SMALL = 256  # bytes: initializers up to this size stay inside the ONNX model
+SHARED = 8  # times the file: what initializers that point at the same bytes may take together
 HEADER = 8  # bytes that hold the length of a safetensors header
 
 
@@ -70,11 +73,16 @@ def onnx_with_tensors(model: onnx.ModelProto, file: bytes) -> onnx.ModelProto:
 
     raises  QuantizationError for one that lies elsewhere
     """
+    total = 0
     for initializer in model.graph.initializer:
         if initializer.data_location == onnx.TensorProto.EXTERNAL:
             facts = {entry.key: entry.value for entry in initializer.external_data}
             offset, length = int(facts["offset"]), int(facts["length"])
-            if offset < HEADER or offset + length > len(file):
+            size = math.prod(initializer.dims) * tensor_dtype_to_np_dtype(initializer.data_type).itemsize
+            total += size
+            if not (
+                HEADER <= offset <= offset + length <= len(file) and length == size and total <= SHARED * len(file)
+            ):
                 raise QuantizationError(
                     asked="load a saved network",
                     seen="its ONNX model points outside its tensors",

@@ -6,7 +6,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from octavo.errors import QuantizationError
-from octavo.network.edit import copy_module
+from octavo.network.edit import copy_module, is_floating
 from octavo.network.graph import Graph
 from octavo.network.plan import Plan, Quantizer
 
@@ -37,17 +37,33 @@ def place(index: int, quantizer: Quantizer) -> str:
 
 
 def check_belongs(graph: Graph, plan: Plan) -> None:
-    """Raise QuantizationError if `plan` names nodes that `graph` does not have."""
-    names = {node.name for node in graph.module.graph.nodes}
+    """Raise QuantizationError if `plan` names nodes that `graph` does not have, or that do not read what it says."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
     for quantizer in plan.quantizers:
-        missing = {name for edge in quantizer.edges for name in (edge.source, edge.user)} - names
-        if missing:
-            raise QuantizationError(
-                asked="use a plan with a graph",
-                seen=f"the graph has no {min(missing)!r}: the plan was made for another one",
-                remedy="make the plan from this very graph",
-                site=quantizer.name,
+        for edge in quantizer.edges:
+            missing = {edge.source, edge.user} - nodes.keys()
+            seen = (
+                f"the graph has no {min(missing)!r}"
+                if missing
+                else _misread(nodes[edge.source], nodes[edge.user], quantizer)
             )
+            if seen is not None:
+                raise QuantizationError(
+                    asked="use a plan with a graph",
+                    seen=f"{seen}: the plan was made for another one",
+                    remedy="make the plan from this very graph",
+                    site=quantizer.name,
+                )
+
+
+def _misread(source: Node, user: Node, quantizer: Quantizer) -> str | None:
+    if source not in user.all_input_nodes:
+        return f"{user.name!r} does not read {source.name!r} in the graph"
+    if not is_floating(source):
+        return f"{source.name!r} is no floating-point tensor in the graph"
+    if quantizer.constant != (source.op == "get_attr"):
+        return f"{source.name!r} is {'a' if source.op == 'get_attr' else 'no'} parameter in the graph"
+    return None
 
 
 def _redirect(nodes: dict[str, Node], quantizer: Quantizer, target: str) -> None:

@@ -2,26 +2,43 @@
 
     Graph ─▶ GraphRecord ─▶ JSON ─▶ GraphRecord ─▶ Graph
 
-Operations are written by name and found again among those that torch has registered; sizes that depend on the inputs
-are written as expressions of symbols and rebuilt from a fixed list of functions. Nothing in a record is executed.
+Operations are written by name and found again among those that are allowed (`octavo.network.allowed`); sizes that
+depend on the inputs are written as expressions of symbols and rebuilt from a fixed list of functions. torch writes
+Python from a graph, so whatever becomes a name in it has to be one: nothing in a record is executed.
 """
 
-import math
-import operator
-from collections.abc import Callable, Mapping
-from typing import Any
+import keyword
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import TreeSpec
 
 from octavo.errors import QuantizationError
+from octavo.network.allowed import NAME_OF_SIZES, check_arguments, operator_named
+from octavo.network.arguments import cannot_write, read, written
 from octavo.network.edit import attribute, layer_of, submodule
 from octavo.network.graph import Graph
-from octavo.network.sizes import Json, Symbols, Values, value_record
+from octavo.network.sizes import Json, Symbols, Values, dtype_named, value_record
 from octavo.network.structure import Structure, spec_of, structure_of
+
+MOST_NODES, MOST_INPUTS = 20_000, 1_000
+
+
+def _no_keyword(name: str) -> str:
+    if keyword.iskeyword(name):
+        raise ValueError(f"{name} is a word of Python")
+    return name
+
+
+Identifier = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\z", max_length=1000), AfterValidator(_no_keyword)
+]
+Printable = Annotated[str, StringConstraints(pattern=r"""^[^\x00-\x1f\x7f"'\\]*\z""", max_length=1000)]
 
 
 class _Record(BaseModel):
@@ -31,23 +48,23 @@ class _Record(BaseModel):
 class NodeRecord(_Record):
     """One node: `val` is what it produces, in the form of `value_record`; `layer` the user's."""
 
-    op: str
-    name: str
-    target: str
+    op: Literal["placeholder", "get_attr", "call_function", "output"]
+    name: Identifier
+    target: Printable
     args: list[Json]
-    kwargs: dict[str, Json]
+    kwargs: dict[Identifier, Json]
     val: Json
-    layer: str
+    layer: Printable
 
 
 class InputRecord(_Record):
     """An input of the example: the shape, dtype and range of a tensor, or the value of anything else."""
 
-    shape: tuple[int, ...] | None = None
+    shape: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     dtype: str = ""
-    low: float = 0.0
-    high: float = 0.0
-    value: Json = None
+    low: FiniteFloat = 0.0
+    high: FiniteFloat = 0.0
+    value: bool | int | float | str | None = None
 
 
 class GraphRecord(_Record):
@@ -57,13 +74,13 @@ class GraphRecord(_Record):
     arguments  names of the arguments of forward
     """
 
-    nodes: list[NodeRecord]
-    symbols: dict[str, int]
-    arguments: list[str]
+    nodes: Annotated[list[NodeRecord], Field(min_length=1, max_length=MOST_NODES)]
+    symbols: Annotated[dict[Identifier, int], Field(max_length=MOST_INPUTS)]
+    arguments: Annotated[list[Identifier], Field(max_length=MOST_INPUTS)]
     inputs: Structure
     outputs: Structure
-    example: list[InputRecord]
-    dynamic_axes: tuple[int, ...]
+    example: Annotated[list[InputRecord], Field(max_length=MOST_INPUTS)]
+    dynamic_axes: Annotated[tuple[int, ...], Field(max_length=64)]
 
 
 def graph_record(graph: Graph) -> GraphRecord:
@@ -95,31 +112,74 @@ def tensors_of(graph: Graph) -> dict[str, Tensor]:
     }
 
 
-def graph_of(record: GraphRecord, tensors: Mapping[str, Tensor]) -> Graph:
+def graph_of(record: GraphRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str] = ()) -> Graph:
     """The graph that `record` was made from, with these tensors; its example inputs are random in the same ranges.
 
-    raises  QuantizationError for an operation that this version of torch does not have
+    Nothing is computed: `octavo.network.cost` says whether the operations fit together, and what they would take.
+
+    operators  further ones that the caller trusts, see `operator_named`
+    raises     QuantizationError for an operation that is not allowed or that this version of torch does not have, and
+               for names, arguments and structures that no captured network has
     """
     root = torch.nn.Module()
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
         submodule(root, owner).register_buffer(leaf, tensor)
+    in_spec, out_spec = spec_of(record.inputs), spec_of(record.outputs)
+    _check_signature(record, in_spec, out_spec)
     graph, values = FxGraph(), Values(record.symbols)
     nodes: dict[str, Node] = {}
     for row in record.nodes:
-        args, kwargs = _read((row.args, row.kwargs), nodes)
-        target = _operator(row) if row.op == "call_function" else row.target
-        node = graph.create_node(row.op, target, tuple(args), kwargs, name=row.name)
+        if row.op == "get_attr" and row.target not in tensors:
+            raise _unfit(row.name, f"it reads the parameter {row.target[:100]!r}, which is not stored")
+        node = _node(row, graph, nodes, operators)
         node.meta["val"] = values.read(row.val)
         if row.layer:
             node.meta["nn_module_stack"] = {row.layer: (row.layer, "")}
         nodes[row.name] = node
     module = GraphModule(root, graph)
-    module._in_spec, module._out_spec = spec_of(record.inputs), spec_of(record.outputs)
-    graph.set_codegen(_codegen(record.arguments, module._in_spec, module._out_spec))
+    module._in_spec, module._out_spec = in_spec, out_spec
+    graph.set_codegen(_codegen(record.arguments, in_spec, out_spec))
     module.recompile()
-    args, kwargs = torch.utils._pytree.tree_unflatten(map(_example, record.example), module._in_spec)
+    args, kwargs = torch.utils._pytree.tree_unflatten(map(_example, record.example), in_spec)
     return Graph(module=module, example_args=args, example_kwargs=kwargs, dynamic_axes=record.dynamic_axes)
+
+
+def _node(row: NodeRecord, graph: FxGraph, nodes: Mapping[str, Node], operators: Collection[str]) -> Node:
+    args, kwargs = [read(item, nodes) for item in row.args], {name: read(v, nodes) for name, v in row.kwargs.items()}
+    target: Any = row.target
+    if row.op == "call_function":
+        target = operator_named(row.target, row.name, operators)
+        check_arguments(row.name, target, tuple(args), kwargs)
+    elif row.op == "placeholder" and (args or kwargs or not row.target.isidentifier() or keyword.iskeyword(row.target)):
+        raise _unfit(row.name, "it is an input whose name is no name")
+    elif row.op == "get_attr" and (args or kwargs):
+        raise _unfit(row.name, "it reads a parameter, and has arguments")
+    node = graph.create_node(row.op, target, tuple(args), kwargs, name=row.name)
+    if node.name != row.name:
+        raise _unfit(row.name, "its name is taken, or none that torch gives")
+    return node
+
+
+def _check_signature(record: GraphRecord, in_spec: TreeSpec, out_spec: TreeSpec) -> None:
+    """Inputs with names of their own, one output at the end, and as many of both as the structures have leaves."""
+    if [record.inputs.kind, *(child.kind for child in record.inputs.children)] != ["tuple", "tuple", "dict"]:
+        raise _unfit("inputs", "its inputs are not positional and keyword arguments")
+    positional, keywords = record.inputs.children
+    ops, last = [row.op for row in record.nodes], record.nodes[-1]
+    names = [row.target for row in record.nodes if row.op == "placeholder"]
+    counts = {len(names), len(set(names)), in_spec.num_leaves, len(record.example)}
+    returned = last.args[0] if len(last.args) == 1 else None
+    returned = returned.get("tuple") if isinstance(returned, dict) else returned
+    for holds, seen in (
+        (set(keywords.keys) <= {*record.arguments}, "its keyword arguments are not those of its forward"),
+        (len(record.arguments) == len(positional.children) + len(keywords.children), "its forward has others"),
+        (len(counts) == 1, f"its inputs, their names, examples and leaves are of the numbers {counts}"),
+        (ops.index("output") == len(ops) - 1 if "output" in ops else False, "it does not end with its outputs"),
+        (isinstance(returned, list) and len(returned) == out_spec.num_leaves, "it returns others than it says"),
+    ):
+        if not holds:
+            raise _unfit("arguments", seen)
 
 
 def _codegen(arguments: list[str], in_spec: Any, out_spec: Any) -> Any:
@@ -127,30 +187,16 @@ def _codegen(arguments: list[str], in_spec: Any, out_spec: Any) -> Any:
     return codegen(torch.fx.graph._PyTreeInfo(arguments, in_spec, out_spec))
 
 
-# ---- operations and their arguments
-
-_OF_OPERATOR = "getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ not_"
-_OF_TORCH = "sym_int sym_float sym_max sym_min sym_not sym_ite"
-_PLAIN: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in _OF_OPERATOR.split()},
-    **{name: getattr(torch, name) for name in _OF_TORCH.split()},
-    **{name: getattr(math, name) for name in ("ceil", "floor", "trunc")},
-}
-_PLAIN_NAMES: dict[Any, str] = {function: name for name, function in _PLAIN.items()}
-_BY_NAME = {  # {tag in the record: (type, its values by name)}
-    "dtype": (torch.dtype, torch),
-    "layout": (torch.layout, torch),
-    "memory_format": (torch.memory_format, torch),
-}
+# ---- nodes
 
 
 def _node_record(node: Node, symbols: Symbols) -> NodeRecord:
     return NodeRecord(
-        op=node.op,
+        op=node.op,  # type: ignore[arg-type]  # pydantic checks it
         name=node.name,
         target=_target(node),
-        args=[_written(argument, node) for argument in node.args],
-        kwargs={name: _written(argument, node) for name, argument in node.kwargs.items()},
+        args=[written(argument, node) for argument in node.args],
+        kwargs={name: written(argument, node) for name, argument in node.kwargs.items()},
         val=value_record(node.meta.get("val"), symbols),
         layer=layer_of(node),
     )
@@ -161,81 +207,18 @@ def _target(node: Node) -> str:
         return str(node.target)
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
-    if node.target in _PLAIN_NAMES:
-        return _PLAIN_NAMES[node.target]
-    raise _cannot_write(node, f"it calls {node.target}")
+    if node.target in NAME_OF_SIZES:
+        return NAME_OF_SIZES[node.target]
+    raise cannot_write(node, f"it calls {node.target}")
 
 
-def _operator(row: NodeRecord) -> Callable[..., Any]:
-    if row.target in _PLAIN:
-        return _PLAIN[row.target]
-    try:
-        namespace, name, overload = row.target.split(".")
-        found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    except (ValueError, AttributeError) as error:
-        raise QuantizationError(
-            asked="read a saved network",
-            seen=f"torch {torch.__version__} has no operation {row.target!r}",
-            remedy="import the package that registers it, or use the version of torch that the network was saved with",
-            site=row.name,
-        ) from error
-    assert isinstance(found, torch._ops.OpOverload)
-    return found
-
-
-def _written(argument: Any, node: Node) -> Json:  # noqa: PLR0911
-    if argument is None or isinstance(argument, bool | int | str):
-        return argument
-    if isinstance(argument, float):
-        return argument if math.isfinite(argument) else {"float": str(argument)}
-    if isinstance(argument, Node):
-        return {"node": argument.name}
-    if isinstance(argument, list):
-        return [_written(item, node) for item in argument]
-    if isinstance(argument, tuple):
-        return {"tuple": [_written(item, node) for item in argument]}
-    if isinstance(argument, slice):
-        return {"slice": [_written(item, node) for item in (argument.start, argument.stop, argument.step)]}
-    if isinstance(argument, torch.device):
-        return {"device": str(argument)}
-    for tag, (kind, _) in _BY_NAME.items():
-        if isinstance(argument, kind):
-            return {tag: str(argument).removeprefix("torch.")}
-    raise _cannot_write(node, f"it has an argument of type {type(argument).__name__}")
-
-
-def _cannot_write(node: Node, seen: str) -> QuantizationError:
+def _unfit(site: str, seen: str) -> QuantizationError:
     return QuantizationError(
-        asked="save a network",
+        asked="load a saved network",
         seen=seen,
-        remedy="please report it: every operation that is captured should have a written form",
-        site=node.name,
+        remedy="do not use this file; octavo.save wrote another one",
+        site=site[:100],
     )
-
-
-def _read(value: Json, nodes: Mapping[str, Node]) -> Any:
-    if isinstance(value, tuple):  # ours, around args and kwargs
-        return [_read(value[0], nodes), {name: _read(item, nodes) for name, item in value[1].items()}]
-    if isinstance(value, list):
-        return [_read(item, nodes) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((tag, inner),) = value.items()
-    if tag in _BY_NAME:
-        kind, home = _BY_NAME[tag]
-        found = getattr(home, inner)
-        assert isinstance(found, kind)
-        return found
-    return _READERS[tag](inner, nodes)
-
-
-_READERS: dict[str, Callable[[Json, Mapping[str, Node]], Any]] = {
-    "node": lambda name, nodes: nodes[name],
-    "tuple": lambda items, nodes: tuple(_read(items, nodes)),
-    "slice": lambda items, nodes: slice(*_read(items, nodes)),
-    "float": lambda text, nodes: float(text),
-    "device": lambda text, nodes: torch.device(text),
-}
 
 
 # ---- the example
@@ -255,7 +238,7 @@ def _example(record: InputRecord) -> Any:
     """Uniform in the range of the tensor that it stands for."""
     if record.shape is None:
         return record.value
-    dtype, source = getattr(torch, record.dtype), torch.Generator().manual_seed(_RANDOM)
+    dtype, source = dtype_named(record.dtype), torch.Generator().manual_seed(_RANDOM)
     uniform = torch.rand(record.shape, dtype=torch.float64, generator=source)
     if dtype.is_floating_point:
         return (record.low + uniform * (record.high - record.low)).to(dtype)

@@ -6,7 +6,10 @@
 A size is an integer, the name of a symbol, or [function, argument, …].
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from itertools import count
 from typing import Any
 
 import sympy
@@ -20,6 +23,10 @@ from torch.utils._sympy import functions as torch_functions
 from octavo.errors import QuantizationError
 
 Json = Any  # None, bool, int, float, str, and lists and dicts of them
+
+# Of a size in a file: more than any network has.
+LARGEST = 2**40  # the number that it is, and every number on the way to it
+PARTS, DEPTH, POWER = 200, 30, 8  # symbols, numbers and functions in its expression; how deep; exponents
 
 # Of which the expressions of sizes are made.
 _FUNCTIONS: dict[str, Any] = {
@@ -84,35 +91,66 @@ def _expression_record(expression: Any, name_of: Callable[[Any], str]) -> Json:
 
 
 class Values:
-    """Makes the values of nodes, under one fake mode in which sizes are expressions of the same symbols."""
+    """Makes the values of nodes, under one fake mode in which sizes are expressions of the same symbols.
+
+    Every size is computed for the example first, in whole numbers and step by step, and refused where it is absurd:
+    nothing is allocated, and no expression built, for a size that no network has.
+    """
 
     def __init__(self, symbols: Mapping[str, int]) -> None:
         self.environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
-        self.hints = dict(symbols)
-        self.symbols = {name: self._symbol(name, hint) for name, hint in symbols.items()}
+        self.hints = {name: int(_bounded(hint)) for name, hint in symbols.items()}
+        self.symbols = {name: self._symbol(name, hint) for name, hint in self.hints.items()}
 
     def _symbol(self, name: str, hint: int) -> Any:
         source = ConstantSource(name)
         return self.environment.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
 
     def read(self, record: Json) -> Any:
+        """What `value_record` wrote.
+
+        raises  QuantizationError for sizes that no network has
+        """
         if "shape" in record:
             shape = [self._size(size) for size in record["shape"]]
             with self.mode:
-                return torch.empty(shape, dtype=getattr(torch, record["dtype"]), device=record["device"])
+                return torch.empty(shape, dtype=dtype_named(record["dtype"]), device=record["device"])
         if "several" in record:
             return tuple(self.read(item) for item in record["several"])
         return self._size(record["size"]) if "size" in record else record["value"]
 
     def _size(self, record: Json) -> int | SymInt:
+        hint = self.in_example(record)
         if isinstance(record, int):
             return record
-        expression = self._expression(record)
-        hint = int(expression.xreplace({self.symbols[name]: sympy.Integer(hint) for name, hint in self.hints.items()}))
-        size = self.environment.create_symintnode(expression, hint=hint)
+        size = self.environment.create_symintnode(self._expression(record), hint=hint)
         assert isinstance(size, int | SymInt)
         return size
+
+    def in_example(self, record: Json) -> int:
+        """The size in the example, a whole number."""
+        parts = count()
+        found = self._number(record, parts, 0)
+        if found.denominator != 1:
+            raise _absurd(f"it is {found}")
+        return int(found)
+
+    def _number(self, record: Json, parts: Iterator[int], depth: int) -> Fraction:
+        if next(parts) >= PARTS or depth > DEPTH:
+            raise _absurd(f"its expression has more than {PARTS} parts, or {DEPTH} within one another")
+        if isinstance(record, int):
+            return _bounded(record)
+        if isinstance(record, str):
+            return Fraction(self.hints[record])
+        if not (isinstance(record, list) and record and record[0] in _IN_NUMBERS):
+            raise _absurd("it is made of what are no functions of sizes")
+        name, *arguments = record
+        numbers = [self._number(argument, parts, depth + 1) for argument in arguments]
+        try:
+            return _bounded(_IN_NUMBERS[name](*numbers))
+        except ZeroDivisionError as error:
+            raise _absurd("it divides by zero") from error
 
     def _expression(self, record: Json) -> Any:
         if isinstance(record, int):
@@ -123,3 +161,56 @@ class Values:
         if name == "Rational":
             return sympy.Rational(*arguments)
         return _FUNCTIONS[name](*map(self._expression, arguments))
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """torch's dtype of that name; QuantizationError if it has none."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise QuantizationError(
+            asked="load a saved network",
+            seen=f"torch {torch.__version__} has no dtype {name[:40]!r}",
+            remedy="use the version of torch that the network was saved with",
+        )
+    return found
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1 or not -POWER <= exponent <= POWER:
+        raise _absurd(f"it is a power with exponent {exponent}")
+    return Fraction(base ** int(exponent))
+
+
+def _floor(of: Fraction, by: Fraction) -> Fraction:
+    return Fraction(of // by)
+
+
+_IN_NUMBERS: dict[str, Callable[..., Fraction]] = {  # the same functions as in _FUNCTIONS, of numbers
+    "Rational": lambda p, q: p / q,
+    "Add": lambda *terms: sum(terms, Fraction(0)),
+    "Mul": lambda *factors: math.prod(factors, start=Fraction(1)),
+    "Pow": _power,
+    "PowByNatural": _power,
+    "Max": lambda *sizes: max(sizes),
+    "Min": lambda *sizes: min(sizes),
+    "FloorDiv": _floor,
+    "CleanDiv": _floor,
+    "CeilDiv": lambda of, by: Fraction(-(-of // by)),
+    "Mod": lambda of, by: of % by,
+    "PythonMod": lambda of, by: of % by,
+    "ModularIndexing": lambda of, by, modulus: (of // by) % modulus,
+}
+
+
+def _bounded(number: Fraction | int) -> Fraction:
+    if not -LARGEST <= number <= LARGEST:
+        raise _absurd(f"it is beyond {LARGEST:.0e}")
+    return Fraction(number)
+
+
+def _absurd(seen: str) -> QuantizationError:
+    return QuantizationError(
+        asked="load a saved network",
+        seen=f"a size in it is none that a network has: {seen}",
+        remedy="do not use this file; octavo.save wrote another one",
+    )

@@ -125,7 +125,7 @@ def engine_for(
             return winner.encode()
 
         data = by_first(raced)
-    return data.decode()
+    return str(data, errors="replace")  # whatever it is, it has to be the name of an engine
 
 
 def _integer() -> list[str]:

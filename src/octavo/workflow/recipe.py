@@ -36,7 +36,7 @@ from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.race import engine_for
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
-from octavo.workflow.study import Study, Trial, pack_stats, trial_key
+from octavo.workflow.study import Study, Trial, pack_stats, parsed, trial_key
 from octavo.workflow.trial import (
     AUTO,
     Bench,
@@ -241,5 +241,4 @@ def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate)
         return json.dumps(asdict(score(evaluate, private_copy(model)))).encode()
 
     key = trial_key(model=digest_of_graph(graph), evaluate=source_of(evaluate))
-    kept = json.loads(study.once(f"reference-{key}", measure))
-    return Score(metric=kept["metric"], samples=None if kept["samples"] is None else tuple(kept["samples"]))
+    return parsed(Score, study.once(f"reference-{key}", measure))

@@ -1,7 +1,8 @@
 """`octavo run`: a recipe file, or the folder of an earlier run, through `quantize` to a folder with all that was found.
 
 A recipe is a Python file with `model()`, `calibration()` and `evaluate(model)`, and optionally `example()`,
-`train(model)` and `options()`, a dict of further arguments of `quantize`.
+`train(model)` and `options()`, a dict of further arguments of `quantize`. It is code, and is executed; so is the copy
+of it in the folder of a run. All else in that folder is data (docs/trust.md).
 """
 
 import shutil
@@ -125,7 +126,7 @@ def settings_of(what: Path, **given: Any) -> Settings:
     if not what.is_dir():
         return Settings(recipe=str(what.resolve()), **{"max_drop": "1%"} | given)
     try:
-        stored = Settings.model_validate_json((what / SETTINGS).read_text(encoding="utf-8"))
+        stored = Settings.model_validate_json(_short(what / SETTINGS))
     except (OSError, ValidationError) as error:
         raise QuantizationError(
             asked=f"resume the run in {what}",
@@ -135,6 +136,13 @@ def settings_of(what: Path, **given: Any) -> Settings:
     if not Path(stored.recipe).is_file():
         stored = stored.model_copy(update={"recipe": str((what / "recipe.py").resolve())})
     return stored.model_copy(update=given)
+
+
+def _short(path: Path) -> bytes:
+    """The bytes of a file that a person could have written; neither a pipe nor a disk full."""
+    if not path.is_file() or path.stat().st_size > 2**20:
+        raise OSError("it is no short file")
+    return path.read_bytes()
 
 
 def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from octavo.network.partial import layers
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.search import Search
-from octavo.workflow.study import Trial
+from octavo.workflow.study import Trial, parsed
 from octavo.workflow.trial import Candidate, candidate_of, fitted, parts_of
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
@@ -145,7 +145,7 @@ def _sensitivities(search: Search, road: Road, start: Candidate) -> tuple[Sensit
         return json.dumps([asdict(row) for row in rows]).encode()
 
     kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{start}-{_rules(search)}", measure)
-    return tuple(Sensitivity(**row) for row in json.loads(kept))
+    return parsed(tuple[Sensitivity, ...], kept)
 
 
 def _rules(search: Search) -> str:

@@ -10,13 +10,25 @@ from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import safetensors.torch
 import torch
 from filelock import FileLock
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import from_json
+from torch import Tensor
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reading
 from octavo.network import samples
 from octavo.network.calibrate import Stats
 from octavo.numerics.histogram import Histogram
@@ -174,14 +186,16 @@ class Study:
         rows = self._execute(f"SELECT {', '.join(COLUMNS)} FROM trials {which}", values)
         try:
             return [_trial(row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise self._unusable(f"a row of it is damaged ({error})") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise self._unusable(f"a row of it is damaged ({where}: {first['msg']})") from error
 
     def _execute(self, sql: str, values: Mapping[str, Any] = MappingProxyType({})) -> list[tuple[Any, ...]]:
         try:
             with self._statement:
                 return self._database.execute(sql, dict(values)).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a damaged file SQLite quotes what is no text
             raise self._unusable(f"SQLite reports: {error}") from error
 
     def _unusable(self, seen: str) -> QuantizationError:
@@ -204,14 +218,62 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def _trial(row: tuple[Any, ...]) -> Trial:
-    values = dict(zip(COLUMNS, row, strict=True))
-    values["kept_float"] = tuple(json.loads(values["kept_float"]))
-    values["repairs"] = tuple(json.loads(values["repairs"]))
-    values["rules"] = tuple(json.loads(values["rules"]))
-    values["scores"] = None if values["scores"] is None else tuple(array("d", values["scores"]))
-    values["abandoned"], values["trained"] = bool(values["abandoned"]), bool(values["trained"])
-    values["versions"] = json.loads(values["versions"])
-    return Trial(**values)
+    return Trial(**vars(_Row.model_validate(dict(zip(COLUMNS, row, strict=True)))))
+
+
+def _json(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise ValueError("it is no text")
+    return from_json(text)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_json)]
+
+
+def _numbers(data: Any) -> tuple[float, ...] | None:
+    if data is not None and (not isinstance(data, bytes) or len(data) % 8):
+        raise ValueError("it is no whole number of float64")
+    return None if data is None else tuple(array("d", data))
+
+
+class _Row(BaseModel):
+    """What SQLite returns, which stores anything in any column, as what a trial holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: StrictInt
+    key: StrictStr
+    rung: StrictStr
+    method: StrictStr
+    engine: StrictStr
+    repairs: Names
+    trained: bool
+    kept_float: Names
+    metric: StrictFloat
+    scores: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)]
+    abandoned: bool
+    error: StrictStr | None
+    seconds: StrictFloat
+    versions: Annotated[dict[str, str], BeforeValidator(_json)]
+    model: StrictStr
+    data: StrictStr
+    rules: Names
+
+
+_DAMAGED = "search in another folder, and see whether the disk is full or failing"
+
+
+def parsed(kind: type[T], data: bytes) -> T:
+    """What a study keeps as JSON, as a value of `kind`; QuantizationError for anything else."""
+    with reading(asked="use the study", seen="what it keeps is damaged", remedy=_DAMAGED):
+        found: T = TypeAdapter(kind).validate_json(data)
+        return found
+
+
+def tensors_of(data: bytes) -> dict[str, Tensor]:
+    """The safetensors that a study keeps; QuantizationError for anything else."""
+    with reading(asked="use the study", seen="what it keeps is damaged", remedy=_DAMAGED):
+        return safetensors.torch.load(data)
 
 
 def pack_stats(stats: Mapping[str, Histogram]) -> bytes:
@@ -234,12 +296,13 @@ def unpack_stats(data: bytes) -> Stats:
 
     raises  QuantizationError if a single bit is not as it was
     """
+    with reading(asked="restore calibration statistics", seen="their bytes are damaged", remedy=_DAMAGED):
+        return _stats(data)
+
+
+def _stats(data: bytes) -> Stats:
     if sha256(data[32:]).digest() != data[:32]:
-        raise QuantizationError(
-            asked="restore calibration statistics",
-            seen="their bytes are damaged",
-            remedy="calibrate again, and see whether the disk is full or failing",
-        )
+        raise ValueError("the digest is another")
     tensors = safetensors.torch.load(data[32:])
     sites: dict[str, int] = json.loads(tensors["sites"].numpy().tobytes())
     states = [{part: tensors[f"{n}.{part}"] for part in Histogram().state()} for n in range(len({*sites.values()}))]

@@ -13,7 +13,7 @@ from torch import nn
 
 from octavo.engines import available
 from octavo.engines.faults import compile_right
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reading
 from octavo.machine import versions
 from octavo.network.calibrate import Params, Stats, choose_params
 from octavo.network.graph import Graph
@@ -24,7 +24,7 @@ from octavo.network.simulate import simulate
 from octavo.recovery.repair import SAME_FUNCTION, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
-from octavo.workflow.study import Trial, trial_key
+from octavo.workflow.study import Trial, tensors_of, trial_key
 
 Train = Callable[[nn.Module], object]
 AUTO = "auto"
@@ -98,9 +98,11 @@ def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
     if candidate.trained:
         graph, params = parts_of(bench, replace(candidate, trained=False))
         module = trainable(graph, params)
-        module.load_state_dict(
-            safetensors.torch.load(bench.keep(key_of(bench, candidate), partial(_train, bench, module)))
-        )
+        state = tensors_of(bench.keep(key_of(bench, candidate), partial(_train, bench, module)))
+        with reading(
+            asked="use the study", seen="the weights that it keeps are others", remedy="search in another folder"
+        ):
+            module.load_state_dict(state)
         return trained(graph, params, module)
     if candidate.repairs:
         graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))

@@ -1,0 +1,173 @@
+"""A saved network, read as what it is: a file from elsewhere, in which anything may stand.
+
+    JSON ─▶ records (names that are names, counts with bounds) ─▶ graph (operators that are allowed, with arguments that
+    fit their schemas) ─▶ shapes and cost, without computing ─▶ plan and parameters that fit the graph ─▶ run it
+
+Each step relies on those before it alone. docs/trust.md says what this promises.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from os import PathLike
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from octavo.engines.check import Outputs, agreement, moved, simulated
+from octavo.engines.signature import signature_of
+from octavo.errors import QuantizationError, reading
+from octavo.network.calibrate import Params
+from octavo.network.cost import RAISE, Limits, check_cost
+from octavo.network.graph import Graph, check_graph
+from octavo.network.insert import check_belongs
+from octavo.network.plan import Plan
+from octavo.network.record import GraphRecord, InputRecord, graph_of
+from octavo.network.samples import CallRecord, calls_of
+from octavo.numerics.affine import QParams, dequantize
+
+_REMEDY = "save it again; manifest.json says which version of Octavo wrote it"
+GROWTH, SMALL = 8, 2**26  # float weights may take this many times their file, or this many bytes
+
+
+class StoredTensor(BaseModel):
+    """Where a parameter lies: `key` among the tensors; `quantizer` whose integers they are, None if in float."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    quantizer: str | None = None
+
+
+class StoredParams(BaseModel):
+    """Where the scale and zero-point of a quantizer lie."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: str
+    zero_point: str
+
+
+class NetworkRecord(BaseModel):
+    """A quantized network without its tensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph: GraphRecord
+    plan: Plan
+    method: str
+    tensors: dict[str, StoredTensor]
+    params: dict[str, StoredParams]
+    notes: tuple[str, ...] = ()
+    samples: list[CallRecord] = []
+
+
+def network_of(
+    record: NetworkRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str], limits: Limits
+) -> tuple[Graph, Params]:
+    """The graph and its parameters; quantized weights are float again.
+
+    raises  QuantizationError for what `graph_of` refuses, and for tensors or examples that take more than is allowed
+    """
+    schemes = {quantizer.name: quantizer.scheme for quantizer in record.plan.quantizers}
+    if len(schemes) < len(record.plan.quantizers):
+        raise _refused("plan", "two quantizers of it have one name")
+    values = {
+        name: QParams(scale=tensors[at.scale], zero_point=tensors[at.zero_point], scheme=schemes[name])
+        for name, at in record.params.items()
+    }
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    unpacked = sum(4 * tensors[at.key].numel() for at in record.tensors.values())
+    if unpacked > max(GROWTH * stored, SMALL):
+        raise _refused(
+            "tensors", f"its parameters take {unpacked / 1e6:.0f} MB, {stored / 1e6:.0f} MB of which it holds"
+        )
+    real = {name: _real(at, tensors, values) for name, at in record.tensors.items()}
+    example = sum(map(_bytes_of_example, record.graph.example))
+    if example > limits.bytes:
+        raise _refused("example", f"its example takes {example / 1e6:.3g} MB", RAISE)
+    graph = graph_of(record.graph, real, operators=operators)
+    check_graph(graph)
+    return graph, Params(plan=record.plan, values=values, method=record.method, notes=record.notes)
+
+
+def _real(at: StoredTensor, tensors: Mapping[str, Tensor], values: Mapping[str, QParams]) -> Tensor:
+    stored = tensors[at.key]
+    return stored if at.quantizer is None else dequantize(stored, values[at.quantizer])
+
+
+def _bytes_of_example(record: InputRecord) -> float:
+    return 8.0 * math.prod(record.shape) if record.shape is not None else 0.0
+
+
+def check_network(graph: Graph, params: Params, limits: Limits) -> None:
+    """Raise QuantizationError if the operations do not fit together, the parameters do not fit them, or a call on the
+    example or on one of the samples takes more than `limits`.
+    """
+    check_cost(graph.module, tree_leaves((graph.example_args, graph.example_kwargs)), limits, recorded=True)
+    check_belongs(graph, params.plan)
+    _check_scales(graph, params)
+    signature = signature_of(graph)
+    for args, kwargs in params.samples:
+        signature.flatten(args, kwargs)
+        check_cost(graph.module, tree_leaves((args, kwargs)), limits, recorded=False)
+
+
+def _check_scales(graph: Graph, params: Params) -> None:
+    """A scale for every channel that there is, no more and no fewer."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    for quantizer in params.plan.quantizers:
+        if not quantizer.edges or not quantizer.sites:
+            raise _refused(quantizer.name, "it rounds nothing")
+        for edge in quantizer.edges:
+            shape = nodes[edge.source].meta["val"].shape
+            wanted = [int(size) for size in quantizer.scheme.scale_shape(shape)]
+            found = list(params.values[quantizer.name].scale.shape)
+            if wanted != found:
+                raise _refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")
+
+
+def check_evidence(graph: Graph, params: Params, stated: Outputs | None) -> Outputs:
+    """What the simulation returns here for the samples of `params`.
+
+    stated  what the file says that it returned where the network was saved
+    raises  QuantizationError if that is another network's
+    """
+    calls = calls_of(graph, params.samples)
+    found = simulated(graph, params, calls)
+    if stated is None:
+        return found
+    same = [[leaf.shape for leaf in leaves] for leaves in stated] == [
+        [leaf.shape for leaf in leaves] for leaves in found
+    ]
+    seen = agreement(found, stated, lambda: moved(graph, params, calls, 2**-10)) if same else None
+    if seen is None or not seen.holds:
+        raise QuantizationError(
+            asked="load a saved network",
+            seen=f"the outputs that it states for its samples are not its own: they are {seen or 'of other shapes'}",
+            remedy="the file was altered; save the network again",
+            site="samples.safetensors",
+        )
+    return found
+
+
+def readable(path: str | PathLike[str], what: str = "its contents do not fit together") -> AbstractContextManager[None]:
+    """Whatever goes wrong with what a file holds, as one error that names the file."""
+    return reading(asked="load a saved network", seen=what, remedy=_REMEDY, site=str(path))
+
+
+def unreadable(path: str | PathLike[str], seen: str) -> QuantizationError:
+    """That the file at `path` is no network that was saved."""
+    return QuantizationError(
+        asked="load a saved network",
+        seen=seen,
+        remedy=_REMEDY,
+        site=str(path),
+    )
+
+
+def _refused(
+    site: str, seen: str, remedy: str = "do not use this file; octavo.save wrote another one"
+) -> QuantizationError:
+    return QuantizationError(asked="load a saved network", seen=seen, remedy=remedy, site=site[:100])
