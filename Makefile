@@ -37,12 +37,12 @@ format: .venv/test
 clean:
 	rm -rf .venv .peers runs
 
-.venv/zoo: pyproject.toml
+.venv/zoo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[zoo]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[zoo]"
 	touch $@
 
-.venv/test: pyproject.toml
+.venv/test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@

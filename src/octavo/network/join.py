@@ -56,19 +56,24 @@ def together(members: Sequence[Quantizer], scheme: Scheme) -> Quantizer:
 
 def _families(plan: Plan) -> Iterator[list[Quantizer]]:
     """The quantizers of activations that have a tensor in common, directly or by others, and could have one scheme."""
-    families: list[list[Quantizer]] = []
-    for quantizer in plan.quantizers:
-        if quantizer.constant:
-            continue
-        own = [family for family in families if any(_related(quantizer, other, plan.target) for other in family)]
-        merged = [member for family in own for member in family] + [quantizer]
-        families = [family for family in families if family not in own] + [merged]
-    yield from (family for family in families if len(family) > 1)
+    activations = [quantizer for quantizer in plan.quantizers if not quantizer.constant]
+    first: dict[tuple[str, Scheme], int] = {}  # {(tensor, scheme): the first that reads it}
+    family = list(range(len(activations)))
+    for number, quantizer in enumerate(activations):
+        asked = _asked_for(quantizer.scheme, plan.target)
+        for edge in quantizer.edges:
+            other = _root(family, first.setdefault((edge.source, asked), number))
+            family[max(other, _root(family, number))] = min(other, _root(family, number))
+    families: dict[int, list[Quantizer]] = {}
+    for number, quantizer in enumerate(activations):
+        families.setdefault(_root(family, number), []).append(quantizer)
+    yield from (members for members in families.values() if len(members) > 1)
 
 
-def _related(a: Quantizer, b: Quantizer, target: Target) -> bool:
-    common = {edge.source for edge in a.edges} & {edge.source for edge in b.edges}
-    return bool(common) and _asked_for(a.scheme, target) == _asked_for(b.scheme, target)
+def _root(family: list[int], number: int) -> int:
+    while family[number] != number:
+        family[number] = number = family[family[number]]  # halves the way for whoever comes next
+    return number
 
 
 def _asked_for(scheme: Scheme, target: Target) -> Scheme:

@@ -3,7 +3,7 @@
 A new operation is a new row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +196,19 @@ def preserves_values(node: Node) -> bool:
     return True
 
 
-def never_negative(node: Node) -> bool:
-    """Whether the graph alone shows that `node` cannot return a negative value, whatever the input."""
-    if node.op != "call_function":
-        return False
+def never_negative(nodes: Iterable[Node]) -> frozenset[Node]:
+    """Those of which the graph alone shows that they cannot return a negative value, whatever the input.
+
+    nodes  of a graph, in order: what a node returns is known before it is read
+    """
+    found: set[Node] = set()
+    for node in nodes:
+        if node.op == "call_function" and _cannot_be_negative(node, found):
+            found.add(node)
+    return frozenset(found)
+
+
+def _cannot_be_negative(node: Node, before: Container[Node]) -> bool:
     if node.target in _NEVER_NEGATIVE:
         return True
     if node.target in _CLAMPS:
@@ -210,4 +219,4 @@ def never_negative(node: Node) -> bool:
     numbers = [argument for argument in (*node.args[1:2], *node.kwargs.values()) if isinstance(argument, int | float)]
     if node.target in (aten.mul.Tensor, aten.add.Tensor) and any(number < 0 for number in numbers):
         return False
-    return all(never_negative(source) for source in node.all_input_nodes if is_floating(source))
+    return all(source in before for source in node.all_input_nodes if is_floating(source))

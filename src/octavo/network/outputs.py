@@ -6,7 +6,7 @@ conv ─▶ [relu] ─▶ returned             left: the user gets real values, 
 sum of rounded values                  as a convolution: the last of a network goes to a mean
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 
 import torch
 from torch.fx import Node
@@ -23,33 +23,52 @@ _INSIDE = {
 Reads = Collection[tuple[Node, Node]]
 
 
-def output_operands(node: Node, rounded: Reads) -> Iterator[Operand]:
-    """The reads of what the convolution `node` returns that nobody rounds yet: node is the reader, role "output".
+def output_operands(nodes: Sequence[Node], rounded: Reads) -> dict[Node, list[Operand]]:
+    """{convolution: the reads of what it returns that nobody rounds yet}; node is the reader, role "output".
 
+    nodes    of a graph, in order
     rounded  every (source, reader) that the plan rounds anyway
     """
+    moving, returned = _readers(nodes, rounded)
+    found: dict[Node, list[Operand]] = {}
+    for node in nodes:
+        last = _last_inside(node) if _is_convolved(node, rounded) else None
+        if last is not None and not any(reader in returned for reader in last.users):
+            found[node] = [
+                Operand(node=reader, source=last, role=ROLE, axis=None)
+                for reader in last.users
+                if (last, reader) not in rounded and reader not in moving
+            ]
+    return found
+
+
+def _is_convolved(node: Node, rounded: Reads) -> bool:
+    """Whether `node` is a convolution, or a sum of rounded values."""
     row = operation(node)
-    summed = row is not None and row.name == "add" and all((source, node) in rounded for source in node.all_input_nodes)
-    if row is None or (row.name not in _CONVOLUTIONS and not summed):
-        return
-    last = node
-    while len(last.users) == 1 and next(iter(last.users)).target in _INSIDE:
-        last = next(iter(last.users))
-    if not any(_returned(last, reader) for reader in last.users):
-        for reader in last.users:
-            if not _is_rounded(last, reader, rounded):
-                yield Operand(node=reader, source=last, role=ROLE, axis=None)
+    if row is None or row.name != "add":
+        return row is not None and row.name in _CONVOLUTIONS
+    return all((source, node) in rounded for source in node.all_input_nodes)
 
 
-def _is_rounded(source: Node, reader: Node, rounded: Reads) -> bool:
-    """Whether `reader` gets `source` rounded, or only moves it to those that do."""
-    if (source, reader) in rounded:
-        return True
-    return preserves_values(reader) and all(_is_rounded(reader, further, rounded) for further in reader.users)
+def _last_inside(node: Node) -> Node:
+    """What the engine computes together with `node`: the last of it."""
+    while len(node.users) == 1 and next(iter(node.users)).target in _INSIDE:
+        node = next(iter(node.users))
+    return node
 
 
-def _returned(source: Node, reader: Node) -> bool:
-    """Whether the network returns `source` as it is, or moved."""
-    if reader.op == "output":
-        return True
-    return preserves_values(reader) and any(_returned(reader, further) for further in reader.users)
+def _readers(nodes: Sequence[Node], rounded: Reads) -> tuple[set[Node], set[Node]]:
+    """(Nodes that only move what they read to those that round it, nodes that return it as it is, or moved).
+
+    Once, backwards: of a node, its readers are known.
+    """
+    moving, returned = set[Node](), set[Node]()
+    for node in reversed(nodes):
+        if node.op == "output":
+            returned.add(node)
+        elif preserves_values(node):
+            if all((node, reader) in rounded or reader in moving for reader in node.users):
+                moving.add(node)
+            if any(reader in returned for reader in node.users):
+                returned.add(node)
+    return moving, returned

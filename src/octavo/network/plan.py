@@ -147,22 +147,27 @@ def _sited(placed: Iterable[tuple[Site, Operand]]) -> dict[str, str]:
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
     """Every operand that `target` would quantize, with its site."""
     calls: Counter[str] = Counter()
-    wanted = [(node, row, _wanted(node, row, target)) for node in graph.module.graph.nodes if (row := operation(node))]
+    nodes = list(graph.module.graph.nodes)
+    additions = residual_operands(nodes, target.residual)
+    wanted = [
+        (node, row, _wanted(row, additions.get(node, []) if row.name == "add" else list(operands(node)), target))
+        for node in nodes
+        if (row := operation(node))
+    ]
     rounded = {(operand.source, operand.node) for _, _, found in wanted for operand in found}
+    outputs = output_operands(nodes, rounded) if target.convolution_outputs else {}
     for node, row, found in wanted:
         if found:
             layer = _layer(node, row.name)
             calls[layer] += 1
             layer = layer if calls[layer] == 1 else f"{layer}@{calls[layer] - 1}"
-            outputs = output_operands(node, rounded) if target.convolution_outputs else ()
-            for operand in (*found, *outputs):
+            for operand in (*found, *outputs.get(node, ())):
                 name, reader = f"{layer}.{operand.role}", operand.node.name
                 yield Site(name=name, layer=layer, operation=row.name, role=operand.role, node=reader), operand
 
 
-def _wanted(node: Node, row: Operation, target: Target) -> list[Operand]:
-    """The inputs of `node` that `target` would quantize."""
-    found = list(residual_operands(node, target.residual) if row.name == "add" else operands(node))
+def _wanted(row: Operation, found: list[Operand], target: Target) -> list[Operand]:
+    """Those that `target` would quantize."""
     return [operand for operand in found if operand.axis is not None or row.name not in target.float_operations]
 
 
@@ -213,10 +218,11 @@ def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> t
         Read(site=site, node=operand.node, source=operand.source, scheme=scheme) for site, operand, scheme in chosen
     ]
     quantizers = []
+    positive = never_negative(chosen[0][1].node.graph.nodes)
     for group in shared_reads(reads):
         scheme, constant = group.scheme, all(source.op == "get_attr" for source in group.sources)
         unsigned = target.nonnegative
-        if unsigned is not None and _replaceable(scheme, target) and all(map(never_negative, group.sources)):
+        if unsigned is not None and _replaceable(scheme, target) and positive.issuperset(group.sources):
             scheme = replace(unsigned, bits=scheme.bits)
         quantizers.append(
             Quantizer(name=group.sites[0].name, scheme=scheme, constant=constant, edges=group.edges, sites=group.sites)

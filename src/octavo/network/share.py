@@ -7,7 +7,7 @@ own; `join.py` decides, when the ranges are known, whether it stays. The way bac
 the float value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,12 +47,14 @@ class Group:
 
 
 _Key = tuple[object, Scheme]
+_Path = tuple[tuple[Node, Node], ...]  # (where a tensor is produced, who reads it there)
 
 
 def shared_reads(reads: Sequence[Read]) -> list[Group]:
     """The reads, grouped by the tensors that they share, in the order of their first read."""
     wanted = {(read.source, read.node): read.scheme for read in reads}
-    paths = [list(_edges(read.source, read.node, read.scheme, wanted)) for read in reads]
+    crossed = {scheme: _crossed(_nodes(reads), scheme, wanted) for scheme in {read.scheme for read in reads}}
+    paths = [crossed[read.scheme].get(read.source, ((read.source, read.node),)) for read in reads]
     parents: dict[_Key, _Key] = {}
     for read, path in zip(reads, paths, strict=True):
         for edge in path:  # what two reads are handed over by one edge is rounded once
@@ -63,7 +65,7 @@ def shared_reads(reads: Sequence[Read]) -> list[Group]:
     return [_group([reads[i] for i in members], [paths[i] for i in members]) for members in groups.values()]
 
 
-def _group(reads: list[Read], paths: list[list[tuple[Node, Node]]]) -> Group:
+def _group(reads: list[Read], paths: list[_Path]) -> Group:
     pairs = dict.fromkeys(pair for path in paths for pair in path)
     return Group(
         scheme=reads[0].scheme,
@@ -73,34 +75,42 @@ def _group(reads: list[Read], paths: list[list[tuple[Node, Node]]]) -> Group:
     )
 
 
-def _key(path: list[tuple[Node, Node]], scheme: Scheme) -> _Key:
+def _key(path: _Path, scheme: Scheme) -> _Key:
     """What reads must have in common to share a quantizer; tied weights are read by several nodes of one target."""
     return frozenset(str(source.target) if source.op == "get_attr" else source for source, _ in path), scheme
 
 
 def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:
-    while key in parents and parents[key] != key:
-        key = parents[key]
+    while parents.setdefault(key, key) != key:
+        parents[key] = key = parents[parents[key]]  # halves the way for whoever comes next
     return key
 
 
-def _edges(
-    source: Node, user: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]
-) -> Iterator[tuple[Node, Node]]:
-    """(where the tensor is produced, who reads it there): several for a concat."""
-    if not _crossable(source, scheme, wanted):
-        yield source, user
-        return
-    for before in source.all_input_nodes:
-        if isinstance(before.meta["val"], Tensor):
-            yield from _edges(before, source, scheme, wanted)
+def _nodes(reads: Sequence[Read]) -> list[Node]:
+    return list(reads[0].node.graph.nodes) if reads else []
 
 
-def _crossable(node: Node, scheme: Scheme, wanted: dict[tuple[Node, Node], Scheme]) -> bool:
-    """Whether everything that reads `node`, directly or moved, wants it quantized by `scheme`."""
-    if not preserves_values(node) or _is_part(node):
-        return False
-    return all(wanted.get((node, user)) == scheme or _crossable(user, scheme, wanted) for user in node.users)
+def _crossed(nodes: Sequence[Node], scheme: Scheme, wanted: Mapping[tuple[Node, Node], Scheme]) -> dict[Node, _Path]:
+    """{node that quantization by `scheme` moves across: where its values are produced, and who reads them there}.
+
+    Once backwards for the nodes of which every reader, direct or behind what moves it, wants `scheme`; once forwards
+    for their producers: several for a concat.
+    """
+    crossable: set[Node] = set()
+    for node in reversed(nodes):
+        if (
+            preserves_values(node)
+            and not _is_part(node)
+            and all(wanted.get((node, user)) == scheme or user in crossable for user in node.users)
+        ):
+            crossable.add(node)
+    found: dict[Node, _Path] = {}
+    for node in nodes:
+        if node in crossable:
+            before = [source for source in node.all_input_nodes if isinstance(source.meta["val"], Tensor)]
+            pairs = dict.fromkeys(pair for source in before for pair in found.get(source, ((source, node),)))
+            found[node] = tuple(pairs)
+    return found
 
 
 def _is_part(node: Node) -> bool:
