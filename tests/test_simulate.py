@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import octavo
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
@@ -187,3 +188,27 @@ def test_affine_activations(calibrated) -> None:
 def test_the_simulation_runs_without_gradients(block) -> None:
     with torch.inference_mode():
         assert torch.isfinite(simulate(*block)(torch.randn(3, 4, 6, 6))).all()
+
+
+NAMED = {
+    "a parameter": lambda: nn.Parameter(torch.randn(8)),
+    "a buffer": lambda: nn.Buffer(torch.randn(8)),
+    "a layer": lambda: nn.Linear(8, 8),
+    "layers": lambda: nn.ModuleList([nn.Linear(8, 8)]),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_anything_of_the_users_may_be_called_quantizers(kind, network, calibrated) -> None:
+    def forward(self, x):
+        own = self.quantizers
+        x = own(x) if kind == "a layer" else own[0](x) if kind == "layers" else x + own
+        return self.head(x)
+
+    model = network(forward, quantizers=NAMED[kind](), head=nn.Linear(8, 3)).eval()
+    graph, params = calibrated(model, x := torch.randn(5, 8))
+    simulation = simulate(graph, params)
+    assert octavo.sqnr_db(model(x), simulation(x)) > 20
+    assert set(graph.module.state_dict()) <= set(simulation.state_dict())
+    again = octavo.trained(graph, params, octavo.trainable(graph, params))
+    assert octavo.sqnr_db(simulation(x), simulate(*again)(x)) > 60

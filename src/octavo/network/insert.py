@@ -23,7 +23,7 @@ def insert(graph: Graph, plan: Plan, make: MakeModule, *, own_parameters: bool =
     module = copy_module(graph.module, own_parameters=own_parameters)
     nodes = {node.name: node for node in module.graph.nodes}
     for index, quantizer in enumerate(plan.quantizers):
-        target = place(index, quantizer)
+        target = place(graph, index, quantizer)
         module.add_submodule(target, make(quantizer))
         _redirect(nodes, quantizer, target)
     module.graph.lint()
@@ -31,9 +31,15 @@ def insert(graph: Graph, plan: Plan, make: MakeModule, *, own_parameters: bool =
     return module
 
 
-def place(index: int, quantizer: Quantizer) -> str:
-    """The path of the module that `insert` puts at the quantizer with this number in its plan."""
-    return f"quantizers.{index}_{quantizer.name.replace('.', '_').replace('@', '_')}"
+def place(graph: Graph, index: int, quantizer: Quantizer) -> str:
+    """The path of the module that `insert` puts at the quantizer with this number in its plan.
+
+    It lies under a name that nothing of the user's has.
+    """
+    within = "quantizers"
+    while hasattr(graph.module, within):
+        within += "_"
+    return f"{within}.{index}_{quantizer.name.replace('.', '_').replace('@', '_')}"
 
 
 def check_belongs(graph: Graph, plan: Plan) -> None:

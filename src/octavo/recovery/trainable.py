@@ -145,7 +145,7 @@ def trained(graph: Graph, params: Params, module: nn.Module) -> tuple[Graph, Par
     found = replace(graph, module=own)
     values = dict(params.values)
     for index, quantizer in enumerate(params.plan.quantizers):
-        rounding = module.get_submodule(place(index, quantizer))
+        rounding = module.get_submodule(place(graph, index, quantizer))
         if isinstance(rounding, FollowingWeight):
             weight = _weight(found, quantizer)
             values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
