@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from octavo.errors import QuantizationError
+from octavo.network.digest import digest_of_batch, digest_of_graph, digest_of_tensors
 from octavo.network.graph import capture, clone
 from octavo.numerics import Histogram
-from octavo.workflow.digest import digest_of_batch, digest_of_graph, digest_of_tensors
 from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
 
 TRIAL = Trial(
@@ -526,7 +526,7 @@ CAPTURE = """
 import torch
 from torch import nn
 from octavo.network.graph import capture
-from octavo.workflow.digest import digest_of_graph
+from octavo.network.digest import digest_of_graph
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
 model(torch.ones(2, 3, 8, 8))

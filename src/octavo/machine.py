@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy", "accelerate")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 

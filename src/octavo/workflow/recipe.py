@@ -7,7 +7,6 @@ run that was killed and is started again goes on where it was.
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,18 +18,19 @@ from rich.console import Console
 from torch import nn
 
 from octavo.errors import QuantizationError
+from octavo.files import said_of, scratch, sweep, write
 from octavo.network.calibrate import Params
+from octavo.network.digest import digest_of_graph, source_of
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture
 from octavo.network.origin import origin_of
 from octavo.network.plan import make_plan
-from octavo.network.ranks import by_first, is_first
+from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target, target_for
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
-from octavo.workflow.digest import digest_of_graph
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.race import engine_for
@@ -41,12 +41,13 @@ from octavo.workflow.trial import (
     AUTO,
     Bench,
     Candidate,
+    Keep,
     Train,
     candidate_of,
     engine_named,
     network_of,
     parts_of,
-    source_of,
+    weights_of,
 )
 from octavo.workflow.view import View
 
@@ -94,9 +95,9 @@ def quantize(
     goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
     limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
     engine = engine_named(engine)
-    road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
-    graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
-    with _folder(out) as folder:
+    with together(), _folder(out) as folder:
+        road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
@@ -104,7 +105,7 @@ def quantize(
         stats = statistics(folder, graph, plan, batches, progress)
         done: dict[Candidate, tuple[Graph, Params]] = {}
 
-        def bench(study: Study, reference: Score) -> Bench:
+        def bench(keep: Keep, reference: Score) -> Bench:
             return Bench(
                 graph=graph,
                 plan=plan,
@@ -121,7 +122,7 @@ def quantize(
                 ),
                 batches=some,
                 train=train,
-                keep=study.once,
+                keep=keep,
                 done=done,
             )
 
@@ -133,7 +134,7 @@ def quantize(
                     measured_on(trials_on, model) as measure_all,
                 ):
                     found = Search(
-                        bench=bench(study, _reference(study, graph, model, evaluate)),
+                        bench=bench(study.once, _reference(study, graph, model, evaluate)),
                         study=study,
                         budget=limit,
                         view=view,
@@ -142,16 +143,19 @@ def quantize(
                     return walked(found, road)
 
         found = by_first(search)
-        with Study(folder) as study:
-            result = _result(found, bench(study, found.reference))
+        with alone():
+            result = _result(found, bench(lambda name, make: found.weights or make(), found.reference))
         if out is not None and is_first():
             save_record(folder, result.record())
-    return result
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a search found, without networks: it travels between processes."""
+    """What a search found, without networks: it travels between processes.
+
+    weights  what training made of those of the best, None if it is not trained
+    """
 
     reference: Score
     trials: tuple[Trial, ...]
@@ -160,6 +164,7 @@ class Findings:
     too_few: bool
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
+    weights: bytes | None = None
 
 
 def walked(search: Search, road: Road) -> Findings:
@@ -190,6 +195,7 @@ def walked(search: Search, road: Road) -> Findings:
         too_few=search.too_few(),
         sensitivities=road.sensitivities,
         stopped=stopped,
+        weights=weights_of(search.bench, candidate_of(best)),
     )
 
 
@@ -218,19 +224,18 @@ def _result(found: Findings, bench: Bench) -> Result:
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write result.json whole or not at all."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    unfinished = folder / "result.json.part"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(folder / "result.json")
+    write(folder / "result.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="octavo-") as temporary:
-            yield Path(temporary)
+        with scratch() as temporary:
+            yield temporary
     else:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        with said_of(Path(out)):
+            Path(out).mkdir(parents=True, exist_ok=True)
+        sweep(Path(out))
         yield Path(out)
 
 

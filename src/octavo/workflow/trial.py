@@ -1,11 +1,9 @@
 """One candidate, from calibration to its score: what every rung of the road does, here or on another machine."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -16,6 +14,7 @@ from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params, Stats, choose_params
+from octavo.network.digest import source_of
 from octavo.network.graph import Graph
 from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
@@ -27,6 +26,7 @@ from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, trial_key
 
 Train = Callable[[nn.Module], object]
+Keep = Callable[[str, Callable[[], bytes]], bytes]
 AUTO = "auto"
 
 
@@ -76,7 +76,7 @@ class Bench:
     data: str
     batches: tuple[Any, ...] = ()
     train: Train | None = None
-    keep: Callable[[str, Callable[[], bytes]], bytes] = lambda _, make: make()
+    keep: Keep = lambda _, make: make()
     done: dict[Candidate, tuple[Graph, Params]] = field(default_factory=dict)
 
 
@@ -97,15 +97,25 @@ def fitted(candidate: Candidate) -> bool:
 def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
     if candidate.trained:
         graph, params = parts_of(bench, replace(candidate, trained=False))
-        module = trainable(graph, params)
-        module.load_state_dict(
-            safetensors.torch.load(bench.keep(key_of(bench, candidate), partial(_train, bench, module)))
-        )
+        module, weights = trainable(graph, params), weights_of(bench, candidate)
+        assert weights is not None
+        module.load_state_dict(safetensors.torch.load(weights))
         return trained(graph, params, module)
     if candidate.repairs:
         graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))
         return repair(graph, params, bench.batches, candidate.repairs[-1:])
     return bench.graph, choose_params(bench.graph, bench.plan, bench.stats, candidate.method)
+
+
+def weights_of(bench: Bench, candidate: Candidate) -> bytes | None:
+    """What training made of the weights of `candidate`, as safetensors; None if it is not trained."""
+    if not candidate.trained:
+        return None
+
+    def make() -> bytes:
+        return _train(bench, trainable(*parts_of(bench, replace(candidate, trained=False, kept_float=()))))
+
+    return bench.keep(key_of(bench, replace(candidate, kept_float=())), make)
 
 
 def network_of(graph: Graph, params: Params, engine: str) -> Callable[..., Any]:
@@ -120,14 +130,6 @@ def _train(bench: Bench, module: nn.Module) -> bytes:
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     )
-
-
-def source_of(function: Callable[..., Any] | None) -> str:
-    """Its source code, so that a study knows a score by another function from its own; "" where there is none."""
-    try:
-        return inspect.getsource(function) if function is not None else ""
-    except (OSError, TypeError):
-        return ""
 
 
 def candidate_of(trial: Trial) -> Candidate:
