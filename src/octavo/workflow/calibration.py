@@ -37,7 +37,11 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
 def _first(batches: Iterable[Any]) -> Any:
     for batch in batches:
         return batch
-    raise QuantizationError(
+    raise _none()
+
+
+def _none() -> QuantizationError:
+    return QuantizationError(
         asked="calibrate",
         seen="the calibration data is empty",
         remedy="give at least one batch, in a list or a loader that can be read more than once",
@@ -53,7 +57,10 @@ def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
 
 
 def for_repairs(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
-    """The first batches, of REPAIR_SAMPLES samples together or a little more."""
+    """The first batches, of REPAIR_SAMPLES samples together or a little more.
+
+    raises  QuantizationError for no batches
+    """
     found: list[Any] = []
     total = 0
     for batch in batches:
@@ -61,6 +68,8 @@ def for_repairs(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
         total += samples(graph, batch)
         if total >= REPAIR_SAMPLES:
             break
+    if not found:
+        raise _none()
     return tuple(found)
 
 

@@ -99,13 +99,14 @@ def quantize(
         road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
+        reference = by_first(lambda: _reference(folder, graph, model, evaluate))
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
         stats = statistics(folder, graph, plan, batches, progress)
         done: dict[Candidate, tuple[Graph, Params]] = {}
 
-        def bench(keep: Keep, reference: Score) -> Bench:
+        def bench(keep: Keep) -> Bench:
             return Bench(
                 graph=graph,
                 plan=plan,
@@ -134,7 +135,7 @@ def quantize(
                     measured_on(trials_on, model) as measure_all,
                 ):
                     found = Search(
-                        bench=bench(study.once, _reference(study, graph, model, evaluate)),
+                        bench=bench(study.once),
                         study=study,
                         budget=limit,
                         view=view,
@@ -144,7 +145,7 @@ def quantize(
 
         found = by_first(search)
         with alone():
-            result = _result(found, bench(lambda name, make: found.weights or make(), found.reference))
+            result = _result(found, bench(lambda name, make: found.weights or make()))
         if out is not None and is_first():
             save_record(folder, result.record())
         return result
@@ -157,7 +158,6 @@ class Findings:
     weights  what training made of those of the best, None if it is not trained
     """
 
-    reference: Score
     trials: tuple[Trial, ...]
     best: Trial
     verdict: Verdict
@@ -188,7 +188,6 @@ def walked(search: Search, road: Road) -> Findings:
             remedy='see what the first candidate failed at, or try engine="simulation"',
         )
     return Findings(
-        reference=search.bench.reference,
         trials=tuple(search.trials),
         best=best,
         verdict=search.verdict(best),
@@ -211,7 +210,7 @@ def _result(found: Findings, bench: Bench) -> Result:
         params=params,
         engine=bench.engine,
         goal=bench.goal,
-        reference=found.reference,
+        reference=bench.reference,
         best=found.best,
         verdict=found.verdict,
         too_few=found.too_few,
@@ -239,12 +238,13 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         yield Path(out)
 
 
-def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
+def _reference(folder: Path, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
     """The float network's score, kept in the study."""
 
     def measure() -> bytes:
         return json.dumps(asdict(score(evaluate, private_copy(model)))).encode()
 
     key = trial_key(model=digest_of_graph(graph), evaluate=source_of(evaluate))
-    kept = json.loads(study.once(f"reference-{key}", measure))
+    with Study(folder) as study:
+        kept = json.loads(study.once(f"reference-{key}", measure))
     return Score(metric=kept["metric"], samples=None if kept["samples"] is None else tuple(kept["samples"]))
