@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from octavo.errors import QuantizationError
 from octavo.files import scratch
-from octavo.machine import versions
+from octavo.machine import versions_of
 from octavo.network.calibrate import Params
 from octavo.network.digest import digest_of_batch, digest_of_tensors, source_of
 from octavo.network.graph import Graph, network_inputs
@@ -179,14 +179,13 @@ def _loss(run: Callable[..., Any], objective: Objective, batch: Any, accelerator
 def _identity(module: nn.Module, params: Params, train: Iterable[Any], accelerator: Any) -> dict[str, str]:
     """What tells one training from another, beside its settings: no checkpoint of another is gone on from."""
     scales = [[name, one.scale, one.zero_point] for name, one in params.values.items()]
-    known = {name: version for name, version in versions().items() if name in ("octavo", "torch", "accelerate")}
     first = network_inputs(_origin(module).graph, train[0]) if isinstance(train, Sequence) else None
     return {
         "network": digest_of_batch([str(module), digest_of_tensors(module.state_dict().items())]),
         "parameters": digest_of_batch([repr(params.plan), scales]),
         "data": digest_of_batch([batches_of(train), first]),
         "processes": repr((accelerator.num_processes, accelerator.mixed_precision)),
-        "versions": repr(known),
+        "versions": repr(versions_of("octavo", "torch", "accelerate")),
     }
 
 

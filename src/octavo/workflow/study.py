@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 
 from octavo.errors import QuantizationError
+from octavo.machine import versions_of
 from octavo.network import samples
 from octavo.network.calibrate import Stats
 from octavo.numerics.histogram import Histogram
@@ -72,8 +73,11 @@ COLUMNS = tuple(field.name for field in fields(Trial))
 
 
 def trial_key(**determines: Any) -> str:
-    """The SHA-256 (hexadecimal) of these values, of any type that JSON knows, whatever their order."""
-    text = json.dumps(determines, sort_keys=True, separators=(",", ":"))
+    """The SHA-256 (hexadecimal) of these values, of any type that JSON knows, whatever their order.
+
+    The versions of Octavo and torch belong to them: whatever is kept was computed by those.
+    """
+    text = json.dumps([versions_of("octavo", "torch"), determines], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
-from octavo.machine import versions
+from octavo.machine import versions, versions_of
 from octavo.network.calibrate import Params, Stats, choose_params
 from octavo.network.digest import source_of
 from octavo.network.graph import Graph
@@ -28,6 +28,7 @@ from octavo.workflow.study import Trial, trial_key
 Train = Callable[[nn.Module], object]
 Keep = Callable[[str, Callable[[], bytes]], bytes]
 AUTO = "auto"
+PACKAGES_OF = {"openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}  # beside torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ def key_of(bench: Bench, candidate: Candidate) -> str:
         target=repr(bench.plan.target),
         rules=[str(rule) for rule in bench.plan.rules],
         engine=bench.engine,
+        packages=versions_of(*PACKAGES_OF.get(bench.engine, ())),
         method=candidate.method,
         repairs=candidate.repairs,
         trained=source_of(bench.train) if candidate.trained else None,
