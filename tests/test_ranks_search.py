@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ folder, what = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 torch.manual_seed(0)
 world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-if world > 1:
+if world > 1 and what != "not started":
     dist.init_process_group("gloo")
 layers = [nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 5)]
 model = nn.Sequential(*layers).eval()
@@ -171,3 +172,61 @@ def test_a_rank_that_fails_ends_all_of_them_with_an_error_that_names_it(tmp_path
     assert second["loss"][0] == "ZeroDivisionError"
     assert "the loss of batch 0 in epoch 1 is nan" in first["nan"][1]
     assert "cannot be pickled" in second["batch"][1]
+
+
+TRAINS = """
+graph = octavo.capture(model, batches[0])
+plan = octavo.make_plan(graph)
+params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
+found = []
+for out in ("one", "two", "one"):
+    history = octavo.finetune(graph, params, train=batches, schedule=Schedule(epochs=2, learning_rate=1e-3),
+                              progress=False, out=folder / out).history
+    found.append([epoch.loss for epoch in history.epochs])
+tell(found)
+"""
+
+
+def test_training_starts_the_ranks_by_itself_more_than_once_and_resumes(tmp_path) -> None:
+    first, second = torchrun(tmp_path, TRAINS, "not started")
+    assert first == second
+    assert first[0] == first[1] == first[2]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["best", "last"]
+
+
+LOST = """
+import threading
+
+
+def slow(network):
+    (folder / "measuring").touch()
+    time.sleep(0.3)
+    return evaluate(network)
+
+
+def leave():
+    while not (folder / "measuring").exists():
+        time.sleep(0.01)
+    os._exit(9)
+
+
+if rank == 1:
+    threading.Thread(target=leave, daemon=True).start()
+try:
+    quantize(evaluate=slow, calibration=batches)
+except octavo.QuantizationError as error:
+    tell(str(error))
+    os._exit(0)
+"""
+
+
+def test_a_rank_that_is_gone_is_an_error_and_no_waiting(tmp_path) -> None:
+    (tmp_path / "program.py").write_text(SETUP + LOST)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        env["MASTER_PORT"] = str(found.getsockname()[1])
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), ""]
+    processes = [subprocess.Popen(command, env=env | {"RANK": str(rank)}, stderr=subprocess.DEVNULL) for rank in (0, 1)]
+    assert [process.wait(60) for process in processes] == [0, 9]
+    assert "rank 0 lost the connection to another" in json.loads((tmp_path / "found0.json").read_text())

@@ -1,5 +1,6 @@
 """How Accelerate runs a training: on which processes and devices, and which batches each of them gets."""
 
+import atexit
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -22,11 +23,10 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 def accelerated(given: Any, device: torch.device) -> Iterator[Any]:
     """The Accelerator `given`, or one for `device`; a block that all of its processes leave together.
 
-    If it has to start torch.distributed, it ends it too.
+    If it starts torch.distributed, that goes on until the process exits: torchrun does not let one start it again.
     raises  QuantizationError if Accelerate is not installed, or `given` waits for ranks that do something else
     """
-    state = _accelerate().state
-    started_before = dist.is_available() and dist.is_initialized()
+    started_before = _started()
     accelerator = given or _accelerate().Accelerator(cpu=device.type == "cpu")
     if accelerator.num_processes > ranks():
         raise QuantizationError(
@@ -34,13 +34,19 @@ def accelerated(given: Any, device: torch.device) -> Iterator[Any]:
             seen="this is rank 0 of a search, and the others wait for what it finds",
             remedy="leave out accelerator: each training of a search runs on one process",
         )
-    try:
-        with together():
-            yield accelerator
-    finally:
-        if given is None and not started_before and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
-            state.AcceleratorState._reset_state(reset_partial_state=True)
+    if _started() and not started_before:
+        atexit.register(_end)
+    with together():
+        yield accelerator
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _end() -> None:
+    if _started():
+        dist.destroy_process_group()
 
 
 @contextmanager
