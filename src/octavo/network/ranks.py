@@ -53,10 +53,11 @@ def together() -> Iterator[None]:
     if ranks() == 1 or _block.get() is not None:
         yield
         return
-    block = _Block(
-        everyone=dist.new_group(backend="gloo", timeout=PATIENCE),
-        alone=dist.new_group([dist.get_rank()], use_local_synchronization=True),
-    )
+    with _lost_as_one_error():
+        block = _Block(
+            everyone=dist.new_group(backend="gloo", timeout=PATIENCE),
+            alone=dist.new_group([dist.get_rank()], use_local_synchronization=True),
+        )
     token = _block.set(block)
     try:
         yield
@@ -163,9 +164,18 @@ def merged_over_ranks(histograms: Mapping[str, Histogram], batches: int) -> tupl
 def _meet(block: _Block, exchange: Callable[[], object]) -> None:
     """`exchange`, after which no rank waits any more if one of them is gone without a word."""
     try:
-        exchange()
-    except RuntimeError as error:
+        with _lost_as_one_error():
+            exchange()
+    except QuantizationError:
         block.over = True
+        raise
+
+
+@contextmanager
+def _lost_as_one_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and of the store
         raise QuantizationError(
             asked=f"go on with {ranks()} ranks",
             seen=f"rank {dist.get_rank()} lost the connection to another ({str(error).splitlines()[0][:120]})",
