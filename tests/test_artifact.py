@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict, namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from octavo.engines import available
 from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
+from octavo.network.origin import origin_of
 from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme
@@ -354,3 +356,14 @@ def test_minilm_in_another_process_without_transformers(engine, tmp_path):
     code = WITHOUT_TRANSFORMERS.replace("octavo.load(sys.argv[1])(x)", "octavo.load(sys.argv[1])(**x)")
     subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=tmp_path)
     assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(graph, params, engine=engine)(**scored.example))
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_notes_come_back(form, calibrated, tmp_path):
+    graph, params = calibrated(nn.Linear(4, 4).eval(), torch.randn(8, 4))
+    params = replace(params, notes=("0.input: range ends at 10", "left in float: é"))
+    for _ in range(2):
+        octavo.save(graph, params, tmp_path / "net", engine="reference", form=form)
+        assert read(tmp_path / "net").params.notes == params.notes
+        found = origin_of(octavo.load(tmp_path / "net", check=False))
+        graph, params = found.graph, found.params

@@ -1,6 +1,10 @@
 """Trials on a local Ray of two workers, and one that is lost."""
 
+import importlib
+import linecache
 import os
+import pickle
+import sys
 import time
 
 import pytest
@@ -9,6 +13,8 @@ from torch import nn
 
 import octavo
 from octavo.errors import QuantizationError
+from octavo.workflow.cluster import Parcel, content
+from octavo.workflow.goal import Goal, Score
 from octavo.workflow.study import Study
 
 
@@ -24,6 +30,57 @@ def test_ray_is_an_extra(monkeypatch) -> None:
             engine="simulation",
             progress=False,
         )
+
+
+MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Linear):
+    pass
+
+def evaluate(network):
+    return {score}
+"""
+
+
+def parcel(folder, score=1.0, **changed):
+    """What a worker is sent for the recipe file in `folder`, as a process that reads it now makes it."""
+    (folder / "shared_recipe.py").write_text(MODULE.replace("{score}", str(score)))
+    sys.modules.pop("shared_recipe", None)
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    module = importlib.import_module("shared_recipe")
+    torch.manual_seed(0)
+    facts = {
+        "network": module.Net(4, 4), "example": torch.ones(2, 4), "dynamic_axes": (0,), "rules": (), "target": "paper",
+        "stats": b"", "evaluate": module.evaluate, "goal": Goal(), "engine": "simulation",
+        "reference": Score(metric=1.0), "model": "m", "data": "d", "batches": (),
+    }  # fmt: skip
+    return Parcel(**facts | changed)
+
+
+def test_a_worker_tells_recipes_apart_by_all_that_they_hold(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    try:
+        names = [
+            content(parcel(tmp_path, **changed), pickle.Pickler)
+            for changed in (
+                {},
+                {"score": 2.0},  # the same file, written again
+                {"rules": ("another",)},
+                {"engine": "openvino"},
+                {"goal": Goal(max_drop=0.5)},
+                {"stats": b"others"},
+                {"batches": (torch.ones(1),)},
+                {"network": nn.Linear(4, 4)},
+            )
+        ]
+        assert len(set(names)) == len(names)
+        assert content(parcel(tmp_path), pickle.Pickler) == names[0]
+    finally:
+        sys.modules.pop("shared_recipe", None)
 
 
 @pytest.mark.slow

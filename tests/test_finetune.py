@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,76 @@ def test_checkpoints_stand_in_their_folder(tmp_path: Path) -> None:
     options = {"loss": cross_entropy, "schedule": Schedule(epochs=2, learning_rate=0.01), "progress": False}
     finetune(graph, params, train=data, out=tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
-    (tmp_path / "last").rename(tmp_path / "last-old")  # as if killed between two renames
     again = finetune(graph, params, train=data, out=tmp_path, **options)
     assert len(again.history.epochs) == 3
+
+
+def other_loss(outputs, batch):
+    return cross_entropy(outputs, batch) / 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "seen"),
+    [
+        ({"loss": other_loss}, "functions"),
+        ({"schedule": Schedule(epochs=2, learning_rate=0.02)}, "settings"),
+        ({"seed": 1}, "settings"),
+        ({"train": "fewer"}, "data"),
+        ({"ranges": "learned"}, "network"),
+        ({"graph": "another"}, "network"),
+        ({"params": "others"}, "parameters"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path, changed, seen) -> None:
+    data = labelled(2)
+    graph, params = parts(classifier(), data)
+    options = {"loss": cross_entropy, "schedule": Schedule(epochs=2, learning_rate=0.01), "train": data}
+    options |= {"progress": False, "out": tmp_path}
+    finetune(graph, params, **options)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if changed.pop("graph", None):
+        graph, params = parts(classifier(), data)
+    if changed.pop("params", None):
+        params = replace(params, values={n: replace(v, scale=v.scale * 2) for n, v in params.values.items()})
+    if changed.get("train") == "fewer":
+        changed["train"] = data[:1]
+    with pytest.raises(
+        QuantizationError, match=f"what is kept there was trained with other .*{seen}.*in another folder"
+    ):
+        finetune(graph, params, **options | changed)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["of.json", "history.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_one_error(tmp_path, damage) -> None:
+    data = labelled(2)
+    graph, params = parts(classifier(), data)
+    options = {"schedule": Schedule(epochs=1, learning_rate=0.01), "train": data, "progress": False, "out": tmp_path}
+    finetune(graph, params, **options)
+    file = tmp_path / "last" / damage
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(QuantizationError, match=r"asked to resume the state of a training, but .*; remove the folder"):
+        finetune(graph, params, **options)
+
+
+class Runs:
+    """Data that say they have four batches, and give two."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self):
+        return iter(labelled(2))
+
+
+def test_an_epoch_with_fewer_batches_than_it_says_is_an_error() -> None:
+    graph, params = parts(classifier(), labelled(2))
+    with pytest.raises(QuantizationError, match="gave 2 batches in an epoch, and says that it has 4"):
+        finetune(
+            graph,
+            params,
+            train=Runs(),
+            loss=cross_entropy,
+            schedule=Schedule(epochs=1, learning_rate=0.1),
+            progress=False,
+        )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from octavo.errors import QuantizationError
-from octavo.workflow.goal import Goal, Score, score
+from octavo.workflow.goal import Goal, Score, in_order, score
 
 
 def samples(values) -> Score:
@@ -83,7 +83,15 @@ def test_equal_scores_are_certified() -> None:
         ([1, 0, 1, 1], 0.75, 4),
         (torch.tensor([True, False]), 0.5, 2),
         (np.ones((3, 1)), 1.0, 3),
-        ((2.0,), 2.0, 1),
+        ((2.0,), 2.0, None),  # a single one is one number: no interval can be said of it
+        (torch.tensor([0.5]), 0.5, None),
+        (torch.tensor([[0.5]]), 0.5, None),
+        (np.array([0.5]), 0.5, None),
+        (np.array(0.5), 0.5, None),
+        (np.float64(0.5), 0.5, None),
+        (np.int64(2), 2.0, None),
+        (True, 1.0, None),
+        ([torch.tensor(1.0), torch.tensor(0.0)], 0.5, 2),
     ],
 )
 def test_scores_in_every_form(value, metric, number) -> None:
@@ -98,6 +106,17 @@ def test_a_score_that_is_no_number_is_refused(value) -> None:
         QuantizationError, match="asked to score a network, but evaluate returned NaN or infinity; return"
     ):
         score(lambda _: value, None)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", {"accuracy": 0.5}, object(), 1j, [[1.0], [1.0, 2.0]]])
+def test_what_is_no_score_is_refused(value) -> None:
+    with pytest.raises(QuantizationError, match=r"asked to score a network, but evaluate returned a .*; return one"):
+        score(lambda _: value, None)
+
+
+def test_an_interval_of_one_sample_is_none() -> None:
+    verdict = Goal(max_drop=0.1).judge(samples([1.0]), samples([0.95]))
+    assert (verdict.interval, verdict.met, verdict.noise) == (None, True, 0.0)
 
 
 def test_no_scores_are_refused() -> None:
@@ -136,13 +155,49 @@ class Slices:
 
 def test_a_hopeless_candidate_is_left_half_way() -> None:
     reference = samples(np.ones(1600))
-    evaluate = Slices((torch.rand(1600) > 0.3).float())
+    evaluate = Slices((torch.rand(1600) > 0.7).float())
     found = score(evaluate, None, reference=reference, goal=Goal(max_drop=0.05))
     assert found.abandoned
-    assert evaluate.asked == [slice(0, 200)]
-    assert found.samples == tuple(evaluate.scores[:200].tolist())
+    assert evaluate.asked == list(in_order(1600)[:8])
+    assert len(found.samples) == 200
     verdict = Goal(max_drop=0.05).judge(reference, found)
     assert (verdict.met, verdict.certified) == (False, False)
+
+
+def test_every_sample_is_scored_once_whatever_their_number() -> None:
+    for total in (1, 2, 63, 64, 65, 1601):
+        places = [place for block in in_order(total) for place in range(total)[block]]
+        assert sorted(places) == list(range(total))
+        assert in_order(total) == in_order(total)
+
+
+def test_sorted_data_make_no_good_candidate_hopeless() -> None:
+    """Of ten classes that lie one behind the other one is lost: nine tenths are as before."""
+    for lost in range(10):
+        scores = torch.ones(10000)
+        scores[1000 * lost : 1000 * (lost + 1)] = 0
+        found = score(Slices(scores), None, reference=samples(np.ones(10000)), goal=Goal(max_drop=0.12))
+        assert not found.abandoned
+        assert found.metric == 0.9
+        assert found.samples == tuple(scores.tolist())
+
+
+def test_a_part_of_the_samples_is_compared_with_the_same_samples() -> None:
+    """Reference scores that differ widely from sample to sample, sorted: the loss is the same in all of them."""
+    reference = samples(np.linspace(0, 100, 1600))
+    evaluate = Slices(torch.tensor(reference.samples, dtype=torch.float64) - 7)
+    goal = Goal(max_drop=1.0, relative=False)
+    found = score(evaluate, None, reference=reference, goal=goal)
+    assert found.abandoned
+    assert goal.judge(reference, found).drop == pytest.approx(7)
+
+
+def test_another_number_of_scores_than_asked_for_is_refused() -> None:
+    def evaluate(_, samples=slice(0, 640)):
+        return torch.ones(640)[: samples.stop]
+
+    with pytest.raises(QuantizationError, match=r"evaluate returned \d+ scores for samples=slice"):
+        score(evaluate, None, reference=samples(np.ones(640)), goal=Goal())
 
 
 def test_a_promising_candidate_is_scored_to_the_end() -> None:
@@ -151,7 +206,7 @@ def test_a_promising_candidate_is_scored_to_the_end() -> None:
     evaluate = Slices(scores)
     found = score(evaluate, None, reference=samples(np.ones(1601)), goal=Goal(max_drop=0.05))
     assert not found.abandoned
-    assert [part.start for part in evaluate.asked] == list(range(0, 1601, 201))
+    assert evaluate.asked == list(in_order(1601))
     assert found.samples == tuple(scores.tolist())
 
 

@@ -71,7 +71,7 @@ def test_two_ranks_observe_what_one_process_observes_bit_for_bit(tmp_path) -> No
 
 def test_a_rank_that_sees_nan_stops_them_all(tmp_path) -> None:
     first, second = ranks(tmp_path / "two", 2, "nan")
-    assert "0.input: asked to observe a tensor, but in batch 0 (counted from 0) 1 NaN" in first["error"]
+    assert "0.input: asked to observe a tensor, but on rank 1 in batch 0 (counted from 0) 1 NaN" in first["error"]
     assert first == second
 
 

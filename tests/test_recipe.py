@@ -1,6 +1,7 @@
 """The whole road on small networks: which rungs it climbs, what it returns, and that nothing is measured twice."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -154,6 +155,46 @@ def test_what_changes_the_result_is_measured_anew(case, tmp_path, change) -> Non
     assert not {trial.key for trial in first.trials} & {trial.key for trial in second.trials}
     with Study(tmp_path) as study:
         assert len(study.trials()) == len(first.trials) + len(second.trials)
+
+
+@pytest.mark.parametrize("package", ["octavo", "torch", "openvino"])
+def test_another_version_of_what_computes_is_measured_anew(package, monkeypatch) -> None:
+    from octavo.workflow import trial  # noqa: PLC0415 (its names are common ones)
+
+    graph = octavo.capture(torch.nn.Linear(4, 4).eval(), torch.randn(2, 4))
+    bench = trial.Bench(
+        graph=graph,
+        plan=octavo.make_plan(graph),
+        stats=None,
+        evaluate=None,
+        goal=None,
+        engine="openvino",
+        reference=None,
+        model="",
+        data="",
+    )
+    before = trial.key_of(bench, trial.Candidate(method="max"))
+    monkeypatch.setattr("octavo.machine.version", lambda name: "9" if name == package else version(name))
+    assert trial.key_of(bench, trial.Candidate(method="max")) != before
+
+
+@pytest.mark.parametrize("form", [lambda x: x.reshape(1), lambda x: x.reshape(()), lambda x: x.numpy(), float])
+def test_one_number_in_any_form_makes_a_record(case, tmp_path, form) -> None:
+    inner = case["evaluate"]
+    case["evaluate"] = lambda network: form(torch.as_tensor(inner(network)).mean())
+    result = octavo.quantize(**case, max_drop=0.5, out=tmp_path, **FAST)
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["interval"] is None
+    assert record["metric"]["int8"] == result.metric
+    assert "one number, so there is no interval" in result.summary
+
+
+@pytest.mark.parametrize(("score", "seen"), [(float("nan"), "NaN or infinity"), ("0.5", "a str"), (None, "a NoneType")])
+def test_a_score_that_is_none_ends_it_before_anything_is_measured(case, monkeypatch, score, seen) -> None:
+    monkeypatch.setattr("octavo.workflow.recipe.statistics", lambda *_: pytest.fail("it calibrates"))
+    case["evaluate"] = lambda network: score
+    with pytest.raises(QuantizationError, match=f"asked to score a network, but evaluate returned {seen}"):
+        octavo.quantize(**case, **FAST)
 
 
 def test_labels_of_any_type_may_stand_beside_the_inputs(case) -> None:

@@ -1,10 +1,13 @@
 """Repairs: the float function stays, the rounded one comes nearer to it, and what was given is not touched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, TensorDataset
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
@@ -227,3 +230,37 @@ def test_range_of_a_gelu_ends_at_ten(network, act, target) -> None:
     assert quiet.notes == ()
     four = parts(model, batches, [Rule("*", bits=4)], target=target)[1]
     assert four.notes == ()
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_generator_is_as_good_as_a_list_and_none_at_all_is_an_error(name, calibrated) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    batches = [torch.randn(16, 6) for _ in range(3)]
+    graph, params = calibrated(model, batches[0], rules=[Rule("*", bits=4)])
+    for again in (lambda work: REPAIRS[name](graph, params, work), lambda work: repair(graph, params, work, [name])):
+        torch.manual_seed(0)
+        wanted = again(batches)
+        torch.manual_seed(0)
+        found = again(batch for batch in batches)
+        assert torch.equal(simulate(*found)(batches[1]), simulate(*wanted)(batches[1]))
+        for nothing in ([], iter(()), DataLoader(TensorDataset(torch.zeros(0, 6)))):
+            with pytest.raises(QuantizationError, match="there are no batches; give at least one"):
+                again(nothing)
+
+
+def test_one_generator_serves_several_repairs(calibrated) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    batches = [torch.randn(16, 6) for _ in range(3)]
+    graph, params = calibrated(model, batches[0], rules=[Rule("*", bits=4)])
+    names = ["equalize", "refine_ranges", "correct_bias"]
+    wanted, found = (repair(graph, params, data, names) for data in (batches, iter(batches)))
+    assert torch.equal(simulate(*found)(batches[1]), simulate(*wanted)(batches[1]))
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_notes_survive(name, calibrated) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    graph, params = calibrated(model, torch.randn(16, 6))
+    params = replace(params, notes=("left in float: 2, because an engine computes it wrongly", "0.input: range ends"))
+    notes = repair(graph, params, [torch.randn(16, 6)], [name])[1].notes
+    assert notes == (params.notes[:1] if name in ("equalize", "migrate") else params.notes)

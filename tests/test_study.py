@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from octavo.errors import QuantizationError
+from octavo.network.digest import digest_of_batch, digest_of_graph, digest_of_tensors
 from octavo.network.graph import capture, clone
 from octavo.numerics import Histogram
-from octavo.workflow.digest import digest_of_batch, digest_of_graph, digest_of_tensors
 from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
 
 TRIAL = Trial(
@@ -233,14 +233,19 @@ def test_blobs(tmp_path) -> None:
         assert study.blob(name) == b""
 
 
-def test_a_key_is_of_what_determines_the_trial_whatever_the_order() -> None:
+def test_a_key_is_of_what_determines_the_trial_whatever_the_order(monkeypatch) -> None:
+    monkeypatch.setattr("octavo.machine.version", lambda package: {"octavo": "0.1", "torch": "2.11"}[package])
     key = trial_key(method="max", layers=["é"], bits=8)
     assert key == trial_key(bits=8, layers=("é",), method="max")
-    # printf '%s' '{"bits":8,"layers":["\u00e9"],"method":"max"}' | sha256sum
-    assert key == "755111fd072cc3f1714ecc5e9cc108d7ba778c22911fe15b925e8b297c9c0166"
+    # printf '%s' '[{"octavo":"0.1","torch":"2.11"},{"bits":8,"layers":["\u00e9"],"method":"max"}]' | sha256sum
+    assert key == "61504a07d42cec99e86206fa1a0f902cb63bc5aa90eb5faffe53765270339df6"
     assert key != trial_key(method="max", layers=["é"], bits=8.5)
     with pytest.raises(TypeError):
         trial_key(method=object())
+    for package in ("octavo", "torch"):
+        others = {"octavo": "0.1", "torch": "2.11"} | {package: "9"}
+        monkeypatch.setattr("octavo.machine.version", others.__getitem__)
+        assert key != trial_key(method="max", layers=["é"], bits=8)
 
 
 def test_two_processes_measure_each_trial_once(workers) -> None:
@@ -526,7 +531,7 @@ CAPTURE = """
 import torch
 from torch import nn
 from octavo.network.graph import capture
-from octavo.workflow.digest import digest_of_graph
+from octavo.network.digest import digest_of_graph
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
 model(torch.ones(2, 3, 8, 8))

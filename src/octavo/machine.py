@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy")
+PACKAGES = ("octavo", "torch", "openvino", "onnx", "onnxruntime", "numpy", "accelerate")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
@@ -46,8 +46,13 @@ def _cpu_lines(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """{"python": …, package: version} of the packages that the numbers depend on, where they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    return {"python": platform.python_version(), **versions_of(*PACKAGES)}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    found = {}
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -1,7 +1,5 @@
 """The outside of a saved network: named files in a zip or a folder, written whole or not at all, checked when read."""
 
-import secrets
-import shutil
 import zipfile
 import zlib
 from hashlib import sha256
@@ -11,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from octavo.errors import QuantizationError
+from octavo.files import replaced
 
 MANIFEST = "manifest.json"
 SCHEMA = 2  # raised when files written before cannot be read any more, or older versions cannot read new ones
@@ -65,21 +64,8 @@ def write_container(
     facts = {name: FileFacts(size=len(data), sha256=sha256(data).hexdigest()) for name, data in files.items()}
     manifest = Manifest(schema_version=SCHEMA, engine=engine, versions=versions, files=facts)
     files = {MANIFEST: manifest.model_dump_json(indent=1).encode(), **files}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        (_write_zip if form == "file" else _write_folder)(unfinished, files)
-        if form == "folder" and path.exists():
-            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-            path.rename(old)
-            unfinished.rename(path)
-            shutil.rmtree(old)
-        else:
-            unfinished.replace(path)
-    finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        unfinished.unlink(missing_ok=True)
+    with replaced(path) as new:
+        (_write_zip if form == "file" else _write_folder)(new, files)
 
 
 def _check_free(path: Path, form: str) -> None:

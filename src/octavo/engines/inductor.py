@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
@@ -23,10 +22,11 @@ from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
 from octavo.engines.lowering.build import Lowering, Site
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
-from octavo.engines.native import cache_folder, library, load_kernels
+from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
+from octavo.files import built
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
@@ -54,6 +54,8 @@ def compile_inductor(
         with torch.no_grad(), _quiet():
             package = _package(exported_again(graph, module))
             run = torch._inductor.aoti_load_package(str(package)).loader.run  # by flat lists: the signature is ours
+    except QuantizationError:
+        raise
     except Exception as error:  # of whatever torch met
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(
@@ -122,20 +124,19 @@ def _check_device(graph: Graph) -> None:
 def _package(program: ExportedProgram) -> Path:
     """The compiled package of `program`, from the cache if it is there."""
     path = cache_folder() / f"inductor-{_digest(program)}.pt2"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            unfinished = path.with_suffix(".part.pt2")
-            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished))
-            unfinished.replace(path)
-    return path
+    return built(path, lambda new: torch._inductor.aoti_compile_and_package(program, package_path=str(new)))
 
 
 def _digest(program: ExportedProgram) -> str:
-    """Of the operations, all inputs and constants, and what compiled code depends on: machine, torch, our kernels."""
+    """Of the operations, all inputs and constants, and what compiled code depends on.
+
+    That is the machine, torch and its settings, the compiler, our kernels, and how many threads Inductor divides loops
+    for: code for two does not use eight.
+    """
     inputs = [node.meta["val"] for node in program.graph.find_nodes(op="placeholder")]
     layouts = [str((val.dtype, val.shape, val.stride())) for val in inputs if isinstance(val, Tensor)]
-    facts = (str(program.graph), str(program.range_constraints), layouts, library().name, torch.__version__)
+    compiler = (torch.__version__, torch._inductor.config.get_hash(), torch.get_num_threads(), compiler_version())
+    facts = (str(program.graph), str(program.range_constraints), layouts, library().name, compiler)
     found = sha256(repr(facts).encode())
     for name, tensor in sorted({**program.state_dict, **program.constants}.items()):
         if isinstance(tensor, Tensor):

@@ -3,17 +3,16 @@
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from octavo.errors import QuantizationError
+from octavo.files import built
 from octavo.machine import machine
 
 SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
@@ -32,6 +31,16 @@ def compiler() -> str | None:
     )
 
 
+@cache
+def compiler_version() -> str:
+    """Which it is, and what it says of its version: compiled code depends on both."""
+    command = compiler()
+    if command is None:
+        return ""
+    said = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"{command} {said}"
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept: $OCTAVO_CACHE, or octavo/ in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -44,7 +53,16 @@ def load_kernels() -> None:
 
     raises  QuantizationError without a C++ compiler, or if it fails
     """
-    torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]
+    path = library()
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise QuantizationError(
+            asked="load Octavo's integer kernels",
+            seen=str(error).splitlines()[0][:200],
+            remedy="remove that file, so that it is compiled again, or use another engine",
+            site=str(path),
+        ) from error
     for name, shape in SHAPES.items():
         torch.library.register_fake(f"octavo::{name}", shape)
 
@@ -54,18 +72,14 @@ def library() -> Path:
     facts = (
         [path.read_text() for path in SOURCES],
         FLAGS,
+        LIBRARIES,
         torch.__version__,
         machine()["cpu"],
         machine()["flags"],
-        compiler(),
+        compiler_version(),
     )
     path = cache_folder() / f"int8-{sha256(repr(facts).encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _compile(path)
-    return path
+    return built(path, _compile)
 
 
 def _compile(path: Path) -> None:
@@ -76,22 +90,19 @@ def _compile(path: Path) -> None:
             seen="there is no C++ compiler",
             remedy='install g++ (Debian: "apt install g++") or name one in CXX; or use another engine',
         )
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / "int8.so"
-        torch_folder = Path(torch.__file__).parent
-        units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
-        headers = [f"-I{torch_folder / path}" for path in ("include", "include/torch/csrc/api/include")]
-        call = [command, *FLAGS, *headers, *units, "-o", str(built), f"-L{torch_folder / 'lib'}", *LIBRARIES]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["without a word"]
-            said = next((line for line in lines if "error" in line), lines[0])[:200]
-            raise QuantizationError(
-                asked="compile Octavo's integer kernels",
-                seen=f"{Path(command).name} failed ({said})",
-                remedy="name another compiler in CXX, or use another engine",
-            )
-        built.replace(path)
+    torch_folder = Path(torch.__file__).parent
+    units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
+    headers = [f"-I{torch_folder / path}" for path in ("include", "include/torch/csrc/api/include")]
+    call = [command, *FLAGS, *headers, *units, "-o", str(path), f"-L{torch_folder / 'lib'}", *LIBRARIES]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["without a word"]
+        said = next((line for line in lines if "error" in line), lines[0])[:200]
+        raise QuantizationError(
+            asked="compile Octavo's integer kernels",
+            seen=f"{Path(command).name} failed ({said})",
+            remedy="name another compiler in CXX, or use another engine",
+        )
 
 
 def _linear(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, scales: Tensor, bias: Tensor | None,

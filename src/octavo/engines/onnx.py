@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 import onnx
 import torch
@@ -25,6 +26,7 @@ from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
+from octavo.files import replaced
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
@@ -49,7 +51,8 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     _name_layers(model, program.exported_program)
     _drop_traces(model)
     if path is not None:
-        onnx.save(model, path)
+        with replaced(Path(path)) as new:
+            onnx.save(model, new)
     return model
 
 

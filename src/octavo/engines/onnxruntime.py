@@ -1,8 +1,6 @@
 """The ONNX Runtime engine: the interchange model, read by the second of its readers."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import onnx
@@ -16,6 +14,7 @@ from octavo.engines.onnxruntime_kernels import read_executions
 from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_activations
 from octavo.engines.signature import Signature, signature_of
 from octavo.errors import QuantizationError
+from octavo.files import scratch
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.plan import compute_heavy
@@ -76,8 +75,8 @@ def session_of(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     serialized = (rewritten(network) if fusion == "all" else network).SerializeToString()
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+    with scratch() as folder:
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         session = onnxruntime.InferenceSession(
             serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )

@@ -22,7 +22,7 @@ from octavo.network.insert import check_belongs, insert
 from octavo.network.join import joined
 from octavo.network.operations import NEGATIVE_LOBE
 from octavo.network.plan import Plan, Quantizer
-from octavo.network.ranks import by_first, merged_over_ranks
+from octavo.network.ranks import by_first, merged_over_ranks, together
 from octavo.network.samples import Call, Samples
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
 from octavo.numerics.histogram import Histogram
@@ -103,22 +103,20 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
 
     watched, samples = insert(graph, plan, make, own_parameters=False), Samples(graph)
     total = len(batches) if isinstance(batches, Sized) else None
-    seen, error = 0, None
-    try:
+    seen = 0
+    with together():
         with torch.inference_mode(), without_autocast():
             for batch in track(batches, "calibrating", total=total, disable=not progress):
                 _run(graph, watched, batch, seen, samples)
                 seen += 1
-    except QuantizationError as found:
-        error = found
-    histograms, seen = merged_over_ranks(histograms, seen, error)
-    if seen == 0:
-        raise QuantizationError(
-            asked="calibrate",
-            seen="the calibration data is empty",
-            remedy="give at least one batch (an iterator that was used up gives none: pass a list or a loader)",
-        )
-    return Stats(MappingProxyType(histograms), by_first(lambda: tuple(samples.calls)))
+        histograms, seen = merged_over_ranks(histograms, seen)
+        if seen == 0:
+            raise QuantizationError(
+                asked="calibrate",
+                seen="the calibration data is empty",
+                remedy="give at least one batch (an iterator that was used up gives none: pass a list or a loader)",
+            )
+        return Stats(MappingProxyType(histograms), by_first(lambda: tuple(samples.calls)))
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:

@@ -3,9 +3,19 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from octavo.errors import QuantizationError
+from octavo.files import replaced
+from octavo.network.ranks import by_first, in_step
+
+HISTORY, IDENTITY = "history.json", "of.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,45 +47,74 @@ def best_epoch(history: list[Epoch], higher_is_better: bool) -> int:
 
 
 class Checkpoint:
-    """Every epoch on disk: `last` to resume from, `best` to return, each replaced whole."""
+    """Every epoch on disk: `last` to resume from, `best` to return, each replaced whole.
 
-    def __init__(self, folder: Path, accelerator: Any) -> None:
-        self.folder, self.accelerator = folder, accelerator
+    identity  {"network": digest, …} of all that determines the training: no other is resumed from this folder
+    raises    QuantizationError, in its methods, for a folder of another training, one that is damaged, and a full disk
+    """
+
+    def __init__(self, folder: Path, accelerator: Any, identity: Mapping[str, str]) -> None:
+        self.folder, self.accelerator, self.identity = folder, accelerator, dict(identity)
 
     def load(self) -> list[Epoch]:
         """The epochs so far; the state of training is as after the last of them."""
-        record = self.folder / "last" / "history.json"
-        if not record.exists() and (self.folder / "last-old").exists():  # killed between the two renames
-            record = self.folder / "last-old" / "history.json"
-        if not record.exists():
-            return []
-        self.accelerator.load_state(str(record.parent))
-        return [Epoch(**epoch) for epoch in json.loads(record.read_text())]
+        epochs = by_first(self._epochs)
+        if epochs:
+            self._load_state("last")
+        return epochs
 
     def save(self, history: list[Epoch], *, best: bool) -> None:
         """Keep the state of training, and which epochs led to it."""
-        self.accelerator.wait_for_everyone()
-        part = self.folder / "part"
-        self.accelerator.save_state(str(part))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            (part / "history.json").write_text(json.dumps([asdict(epoch) for epoch in history]))
-            if best:
-                _replace(shutil.copytree(part, self.folder / "part-best", dirs_exist_ok=True), self.folder / "best")
-            _replace(part, self.folder / "last")
-        self.accelerator.wait_for_everyone()
+        with ExitStack() as stack:
+            part = by_first(lambda: stack.enter_context(replaced(self.folder / "last")))
+            with _as_one_error(self.folder, "keep", "see that the folder can be written and has room"):
+                self.accelerator.save_state(str(part))
+            in_step()
+
+            def finish() -> None:
+                (part / HISTORY).write_text(json.dumps([asdict(epoch) for epoch in history]))
+                (part / IDENTITY).write_text(json.dumps(self.identity))
+                if best:
+                    with replaced(self.folder / "best") as copy:
+                        shutil.copytree(part, copy)
+                stack.close()
+
+            by_first(finish)
 
     def load_best(self) -> None:
         """The state of training is as after the best epoch."""
-        self.accelerator.load_state(str(self.folder / "best"))
-        self.accelerator.wait_for_everyone()
+        self._load_state("best")
+
+    def _load_state(self, name: str) -> None:
+        with _as_one_error(self.folder, "resume", "remove the folder, and train again"):
+            self.accelerator.load_state(str(self.folder / name))
+        in_step()
+
+    def _epochs(self) -> list[Epoch]:
+        last = self.folder / "last"
+        if not last.exists():
+            return []
+        with _as_one_error(self.folder, "resume", "remove the folder, and train again"):
+            found = json.loads((last / IDENTITY).read_text())
+            epochs = [Epoch(**epoch) for epoch in json.loads((last / HISTORY).read_text())]
+        others = [name for name, own in self.identity.items() if found.get(name) != own]
+        if others:
+            raise QuantizationError(
+                asked="resume a training",
+                seen=f"what is kept there was trained with other {' and '.join(others)}",
+                remedy="give the arguments that it was started with, or train in another folder",
+                site=str(self.folder),
+            )
+        return epochs
 
 
-def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` in the place of `old`; killed in between, one of them is there."""
-    aside = old.with_name(old.name + "-old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)
+@contextmanager
+def _as_one_error(folder: Path, what: str, remedy: str) -> Iterator[None]:
+    """Whatever Accelerate, torch and safetensors raise about files, as one error."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuantizationError(
+            asked=f"{what} the state of a training", seen=lines[0][:200], remedy=remedy, site=str(folder)
+        ) from error

@@ -9,35 +9,31 @@ hundredth of that along a cosine; ranges stay where calibration put them. Accele
 several, in the precision it is told. Every epoch is on disk before the next starts.
 """
 
-import itertools
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader
 
 from octavo.errors import QuantizationError
+from octavo.files import scratch
+from octavo.machine import versions_of
 from octavo.network.calibrate import Params
+from octavo.network.digest import digest_of_batch, digest_of_tensors, source_of
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import TRAINING, Origin, origin_of
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
+from octavo.recovery.accelerated import Feed, MakeOptimizer, accelerated, batches_of, everywhere, prepared
 from octavo.recovery.checkpoint import Checkpoint, Epoch, History, best_epoch
 from octavo.recovery.objective import Distance, Loss, Objective, distance
 from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import Ranges, Weights, trainable, trained
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]  # (parameters, learning rate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,12 +87,10 @@ def fit(
     graph, params = origin.graph, origin.params
     assert params is not None
     schedule = schedule or _derived(original_epochs, original_lr)
-    _batches_of(train)
+    batches_of(train)
     if loss is None and distill is None:
         distill = distance
-    accelerator = accelerator or _accelerate().Accelerator(cpu=_device(graph).type == "cpu")
-    loader = accelerator.prepare(train) if isinstance(train, DataLoader) else _Share(train, accelerator)
-    objective, steps = Objective(graph, loss, distill), len(loader)
+    objective = Objective(graph, loss, distill)
 
     def metric() -> float | None:
         return (
@@ -104,28 +98,28 @@ def fit(
         )
 
     with (
-        _prepared(module, optimizer, schedule.learning_rate, accelerator) as (ready, maker),
+        accelerated(accelerator, _device(graph)) as runner,
+        prepared(module, optimizer, schedule.learning_rate, runner) as (ready, maker),
         _folder(out) as folder,
-        _bar(schedule.epochs * steps, progress and is_first()) as advance,
     ):
+        feed = Feed(train, runner)
+        identity = _identity(module, params, train, runner) | {
+            "settings": repr((schedule, seed, compile, higher_is_better)),
+            "functions": digest_of_batch([source_of(one) for one in (loss, distill, optimizer, evaluate)]),
+        }
         run = torch.compile(ready) if compile else ready
-        checkpoint = Checkpoint(folder, accelerator)
-        history = checkpoint.load()
-        if not history:
-            history = [Epoch(number=0, loss=None, metric=metric())]
-            checkpoint.save(history, best=True)
-        advance(history[-1].number * steps, "training")
-        for number in range(history[-1].number + 1, schedule.epochs + 1):
-            torch.manual_seed(seed + number)
-            total = 0.0
-            for index, batch in enumerate(loader):
-                for group in maker.param_groups:
-                    group["lr"] = schedule.rate((number - 1) * steps + index, schedule.epochs * steps)
-                total += _step(run, objective, batch, maker, accelerator, number, index)
-                advance(1, f"epoch {number} of {schedule.epochs}, loss {total / (index + 1):.4g}")
-            mean = accelerator.reduce(torch.tensor(total / steps, device=accelerator.device), "mean").item()
-            history.append(Epoch(number=number, loss=mean, metric=metric()))
-            checkpoint.save(history, best=best_epoch(history, higher_is_better) == number)
+        checkpoint = Checkpoint(folder, runner, identity)
+        with _bar(schedule.epochs * len(feed), progress and is_first()) as advance:
+            history = checkpoint.load()
+            if not history:
+                history = [Epoch(number=0, loss=None, metric=metric())]
+                checkpoint.save(history, best=True)
+            advance(history[-1].number * len(feed), "training")
+            for number in range(history[-1].number + 1, schedule.epochs + 1):
+                torch.manual_seed(seed + number)
+                mean = _epoch(number, run, objective, feed, maker, runner, schedule, advance)
+                history.append(Epoch(number=number, loss=mean, metric=metric()))
+                checkpoint.save(history, best=best_epoch(history, higher_is_better) == number)
         checkpoint.load_best()
     return History(epochs=tuple(history), best=best_epoch(history, higher_is_better))
 
@@ -144,8 +138,32 @@ def finetune(
     return Trained(graph=graph, params=params, history=history)
 
 
-def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any, accelerator: Any, *at: int) -> float:
-    """One batch forward, back, and one step of the optimizer; its loss."""
+def _epoch(
+    number: int,
+    run: Callable[..., Any],
+    objective: Objective,
+    feed: Feed,
+    maker: Any,
+    accelerator: Any,
+    schedule: Schedule,
+    advance: Callable[[int, str], None],
+) -> float:
+    """One pass over the data: forward, back, and one step of the optimizer for every batch; the mean loss."""
+    total, steps = 0.0, len(feed)
+    for index, batch in enumerate(feed):
+        for group in maker.param_groups:
+            group["lr"] = schedule.rate((number - 1) * steps + index, schedule.epochs * steps)
+        value = everywhere(lambda batch=batch, index=index: _loss(run, objective, batch, accelerator, number, index))  # type: ignore[misc]
+        accelerator.backward(value)
+        maker.step()
+        maker.zero_grad()
+        total += float(value.item())
+        advance(1, f"epoch {number} of {schedule.epochs}, loss {total / (index + 1):.4g}")
+    return float(accelerator.reduce(torch.tensor(total / steps, device=accelerator.device), "mean").item())
+
+
+def _loss(run: Callable[..., Any], objective: Objective, batch: Any, accelerator: Any, *at: int) -> Tensor:
+    """Of one batch."""
     args, kwargs = network_inputs(objective.graph, batch)
     with accelerator.autocast():
         value = objective(run(*args, **kwargs), batch, args, kwargs)
@@ -155,25 +173,20 @@ def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any,
             seen=f"the loss of batch {at[1]} in epoch {at[0]} is {value.item()}",
             remedy="lower the learning rate, or look for NaN in the data and for a loss that overflows",
         )
-    accelerator.backward(value)
-    maker.step()
-    maker.zero_grad()
-    return float(value.item())
+    return value
 
 
-class _Share:
-    """The batches of this process among several, on its device: every one of them takes equally many."""
-
-    def __init__(self, batches: Iterable[Any], accelerator: Any) -> None:
-        self.batches, self.accelerator = batches, accelerator
-
-    def __len__(self) -> int:
-        return max(1, _batches_of(self.batches) // int(self.accelerator.num_processes))
-
-    def __iter__(self) -> Iterator[Any]:
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        for batch in itertools.islice(self.batches, rank, len(self) * ranks, ranks):
-            yield tree_map(lambda x: x.to(self.accelerator.device) if isinstance(x, Tensor) else x, batch)
+def _identity(module: nn.Module, params: Params, train: Iterable[Any], accelerator: Any) -> dict[str, str]:
+    """What tells one training from another, beside its settings: no checkpoint of another is gone on from."""
+    scales = [[name, one.scale, one.zero_point] for name, one in params.values.items()]
+    first = network_inputs(_origin(module).graph, train[0]) if isinstance(train, Sequence) else None
+    return {
+        "network": digest_of_batch([str(module), digest_of_tensors(module.state_dict().items())]),
+        "parameters": digest_of_batch([repr(params.plan), scales]),
+        "data": digest_of_batch([batches_of(train), first]),
+        "processes": repr((accelerator.num_processes, accelerator.mixed_precision)),
+        "versions": repr(versions_of("octavo", "torch", "accelerate")),
+    }
 
 
 def _origin(module: nn.Module) -> Origin:
@@ -199,57 +212,16 @@ def _derived(original_epochs: float | None, original_lr: float | None) -> Schedu
     return paper_schedule(original_epochs, original_lr)
 
 
-def _batches_of(train: Iterable[Any]) -> int:
-    if not isinstance(train, Sized) or len(train) == 0:
-        raise QuantizationError(
-            asked="train with rounding",
-            seen="the training data is empty"
-            if isinstance(train, Sized)
-            else "the training data does not know its length",
-            remedy="give a list of batches or a DataLoader with at least one of them",
-        )
-    return len(train)
-
-
-def _accelerate() -> ModuleType:
-    try:
-        import accelerate  # noqa: PLC0415 (an extra)
-    except ImportError as error:
-        raise QuantizationError(
-            asked="train with rounding", seen="accelerate is not installed", remedy='pip install "octavo[train]"'
-        ) from error
-    return cast(ModuleType, accelerate)
-
-
 def _device(graph: Graph) -> torch.device:
     return next((p.device for p in graph.module.parameters()), torch.device("cpu"))
 
 
 @contextmanager
-def _prepared(module: nn.Module, optimizer: MakeOptimizer, rate: float, accelerator: Any) -> Iterator[tuple[Any, Any]]:
-    """The module and its optimizer as Accelerate runs them; it leaves nothing of its own on the module.
-
-    In mixed precision its `forward` would go on computing in 16 bits, and no longer be the simulation.
-    """
-    own = set(vars(module))
-    try:
-        yield accelerator.prepare(module, optimizer([p for p in module.parameters() if p.requires_grad], rate))
-    finally:
-        for name in set(vars(module)) - own:
-            delattr(module, name)
-
-
-@contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
-    if out is None:
-        shared = by_first(lambda: tempfile.mkdtemp(prefix="octavo-"))
-        try:
-            yield Path(shared)
-        finally:
-            shutil.rmtree(shared, ignore_errors=True)
-    else:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        yield Path(out)
+    """`out`, or one of rank 0 that is gone after the block."""
+    with ExitStack() as stack:
+        found = by_first(lambda: stack.enter_context(scratch()) if out is None else Path(out))
+        yield found
 
 
 @contextmanager

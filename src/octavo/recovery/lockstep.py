@@ -19,7 +19,7 @@ from octavo.network.edit import attribute, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import operation
 from octavo.numerics.affine import QParams, round_through
-from octavo.recovery.stepwise import Operation, Values, call, last_readers, operations, run
+from octavo.recovery.stepwise import Operation, Values, call, last_readers, operations, read_again, run
 
 OUTPUT_AXIS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": -1}  # of the channels that a layer returns
 
@@ -110,7 +110,11 @@ Fix = Callable[[Layer], None]
 
 
 def walk(graph: Graph, params: Params, batches: Iterable[Any], fix: Fix) -> tuple[Graph, Params]:
-    """`graph` and `params` as `fix` leaves them, called once for every quantized operation in data-flow order."""
+    """`graph` and `params` as `fix` leaves them, called once for every quantized operation in data-flow order.
+
+    raises  QuantizationError for no batches
+    """
+    batches = read_again(batches, "repair a network")
     own, scales = clone(graph), dict(params.values)
     found = {operation.node: operation for operation in operations(own, params)}
     with torch.no_grad():

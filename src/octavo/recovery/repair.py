@@ -19,6 +19,7 @@ from octavo.network.graph import Graph
 from octavo.recovery.adaround import learn_rounding
 from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
 from octavo.recovery.rescale import equalize, migrate
+from octavo.recovery.stepwise import read_again
 
 Repair = Callable[[Graph, Params, Iterable[Any]], tuple[Graph, Params]]
 
@@ -101,9 +102,10 @@ SAME_FUNCTION = ("equalize", "migrate", "refine_ranges")
 def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable[str]) -> tuple[Graph, Params]:
     """Every repair of `names`, one after the other.
 
-    batches  read once for each repair: a list or a loader
-    raises   QuantizationError for a name that is not in REPAIRS
+    batches  read once or twice for each repair; a generator is read once, and kept
+    raises   QuantizationError for a name that is not in REPAIRS, and for no batches
     """
+    batches = read_again(batches, "repair a network")
     for name in names:
         if name not in REPAIRS:
             raise QuantizationError(

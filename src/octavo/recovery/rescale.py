@@ -1,6 +1,7 @@
 """Repairs that move scale between tensors, channel by channel: the float function stays, the rounding changes."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
 from octavo.network.plan import make_plan
-from octavo.recovery.stepwise import run
+from octavo.recovery.stepwise import read_again, run
 
 aten = torch.ops.aten
 
@@ -34,6 +35,7 @@ def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Grap
     W₁ᵢ / sᵢ and W₂ᵢ · sᵢ with sᵢ = √(max|W₁ᵢ| / max|W₂ᵢ|), where ReLU, a leaky one, or pooling alone lies between. A
     ReLU6 is not passed: its 6 would have to move too.
     """
+    batches = read_again(batches, "equalize the channels of a network")
     own = clone(graph)
     pairs = list(_pairs(own))
     for _ in range(SWEEPS):
@@ -108,6 +110,7 @@ def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph
     sⱼ = max|xⱼ|^α / max|Wⱼ|^(1−α). The layer-norm's own parameters take 1 / s, where linears alone read it; elsewhere a
     multiplication stands before the linears.
     """
+    batches = read_again(batches, "migrate outliers into weights")
     own = clone(graph)
     norms = dict(_normalised(own))
     largest = _largest_inputs(graph, {norm.name for norm in norms}, batches)
@@ -161,9 +164,11 @@ def _largest_inputs(graph: Graph, names: set[str], batches: Iterable[Any]) -> di
 
 
 def _calibrated(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
-    """`graph`, whose values have other ranges now, with scales by the same method."""
+    """`graph`, whose values have other ranges now, with scales by the same method; notes on the old ones go."""
     plan = make_plan(graph, params.plan.rules, target=params.plan.target)
-    return graph, choose_params(graph, plan, observe(graph, plan, batches), params.method)
+    chosen = choose_params(graph, plan, observe(graph, plan, batches), params.method)
+    kept = tuple(note for note in params.notes if note.partition(": range ")[0] not in params.values)
+    return graph, replace(chosen, notes=(*kept, *chosen.notes))
 
 
 def _weight(graph: Graph, layer: Node) -> Tensor:

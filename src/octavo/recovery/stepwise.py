@@ -2,7 +2,7 @@
 
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
+from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
@@ -36,6 +37,21 @@ class Operation:
     node: Node
     rounding: Mapping[Node, QParams]
     quantizers: Mapping[Node, str]
+
+
+def read_again(batches: Iterable[Any], asked: str) -> Iterable[Any]:
+    """`batches`, to be read as often as one likes: what an iterator has left is kept in a list.
+
+    raises  QuantizationError if there are none
+    """
+    kept = list(batches) if isinstance(batches, Iterator) else batches
+    if next(iter(kept), kept) is kept:
+        raise QuantizationError(
+            asked=asked,
+            seen="there are no batches",
+            remedy="give at least one (an iterator that was used up gives none: pass a list or a loader)",
+        )
+    return kept
 
 
 def operations(graph: Graph, params: Params) -> list[Operation]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from octavo import files
 from octavo.engines.artifact import compiled, read
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
@@ -54,8 +55,7 @@ def bench(
 
 def write(record: dict[str, Any], path: Path) -> None:
     """The record of `bench` as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    files.write(path, json.dumps(record, indent=2) + "\n")
 
 
 def batch_of(graph: Graph, size: int) -> Any:

@@ -9,11 +9,11 @@ from torch import nn
 
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Stats, observe
+from octavo.network.digest import digest_of_batch, digest_of_graph
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.plan import Plan
-from octavo.network.ranks import by_first, is_first
+from octavo.network.ranks import by_first, gathered, is_first
 from octavo.recovery.stepwise import samples
-from octavo.workflow.digest import digest_of_batch, digest_of_graph
 from octavo.workflow.study import Study, pack_stats, trial_key, unpack_stats
 
 REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
@@ -24,13 +24,7 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
 
     raises  QuantizationError for no batches
     """
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise QuantizationError(
-            asked="calibrate",
-            seen="the calibration data is empty",
-            remedy="give at least one batch, in a list or a loader that can be read more than once",
-        )
+    batch = _first(batches)
     if not isinstance(batch, tuple | list):
         return batch
     if batch and isinstance(batch[0], Mapping):
@@ -38,6 +32,20 @@ def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
     signature = inspect.signature(model.forward)
     fitting = [count for count in range(len(batch), 0, -1) if _fits(signature, batch[:count])]
     return tuple(batch[: fitting[0]] if fitting else batch)
+
+
+def _first(batches: Iterable[Any]) -> Any:
+    for batch in batches:
+        return batch
+    raise _none()
+
+
+def _none() -> QuantizationError:
+    return QuantizationError(
+        asked="calibrate",
+        seen="the calibration data is empty",
+        remedy="give at least one batch, in a list or a loader that can be read more than once",
+    )
 
 
 def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
@@ -49,7 +57,10 @@ def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
 
 
 def for_repairs(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
-    """The first batches, of REPAIR_SAMPLES samples together or a little more."""
+    """The first batches, of REPAIR_SAMPLES samples together or a little more.
+
+    raises  QuantizationError for no batches
+    """
     found: list[Any] = []
     total = 0
     for batch in batches:
@@ -57,15 +68,21 @@ def for_repairs(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:
         total += samples(graph, batch)
         if total >= REPAIR_SAMPLES:
             break
+    if not found:
+        raise _none()
     return tuple(found)
+
+
+def _facts(graph: Graph, batches: Iterable[Any]) -> tuple[str, int | None]:
+    """What tells calibration data from others without reading all of it: its first batch and its length."""
+    first = digest_of_batch(network_inputs(graph, _first(batches)))  # without labels of whatever type
+    return first, len(batches) if isinstance(batches, Sized) else None
 
 
 def statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
     """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
-    first = digest_of_batch(network_inputs(graph, next(iter(batches))))  # without labels of whatever type
-    length = len(batches) if isinstance(batches, Sized) else None
     sites = [site.name for quantizer in plan.quantizers for site in quantizer.sites]
-    name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, first=first, length=length)
+    name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, data=gathered(_facts(graph, batches)))
 
     def stored() -> bytes | None:
         with Study(folder) as study:

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.errors import QuantizationError
+from octavo.network.digest import digest_of_batch
 from octavo.network.export import private_copy
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
@@ -83,12 +87,39 @@ def packed(bench: Bench, model: nn.Module) -> Parcel:
     )
 
 
-_benches: dict[tuple[str, str], Bench] = {}  # of this worker: a model is captured once
+_benches: dict[str, Bench] = {}  # of this worker, by `content`: a model is captured once
 
 
-def _measure_parcel(parcel: Parcel, candidate: Candidate, rung: str) -> Trial:
-    name = (parcel.model, parcel.data)
+def content(parcel: Parcel, pickler: Any) -> str:
+    """Hexadecimal SHA-256 of all that `parcel` holds, and of the files that its functions and classes were read from.
+
+    pickler  a class like pickle.Pickler: what it pickles by reference is but a name in its bytes
+    """
+
+    class ByContent(pickler):  # type: ignore[misc]
+        """Tensors are pickled with their address."""
+
+        def persistent_id(self, part: Any) -> str | None:
+            return digest_of_batch(part) if isinstance(part, Tensor) else None
+
+    pickled = BytesIO()
+    ByContent(pickled).dump(parcel)
+    digest = sha256(pickled.getvalue())
+    for part in (parcel.evaluate, type(parcel.network), *map(type, parcel.network.modules())):
+        digest.update(_file_of(part))
+    return digest.hexdigest()
+
+
+def _file_of(part: Any) -> bytes:
+    try:
+        return Path(inspect.getsourcefile(inspect.unwrap(part)) or "").read_bytes()
+    except (OSError, TypeError):
+        return b""
+
+
+def _measure_parcel(name: str, parcel: Parcel, candidate: Candidate, rung: str) -> Trial:
     if name not in _benches:
+        _benches.clear()  # another search: nothing asks for the former one any more
         _benches[name] = parcel.unpacked()
     return measure(_benches[name], candidate, rung)
 
@@ -130,8 +161,9 @@ def _on_ray(ray: Any, model: nn.Module) -> MeasureAll:
         if not parcels:
             for part in (bench.evaluate, type(model)):
                 _send_by_value(ray, part)
-            parcels.append(ray.put(packed(bench, model)))
-        waiting = {remote.remote(parcels[0], candidate, rung): candidate for candidate in candidates}
+            parcel = packed(bench, model)
+            parcels.extend([content(parcel, ray.cloudpickle.CloudPickler), ray.put(parcel)])
+        waiting = {remote.remote(*parcels, candidate, rung): candidate for candidate in candidates}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             yield waiting.pop(ready), lambda ready=ready: ray.get(ready)  # type: ignore[misc]

@@ -12,6 +12,7 @@ from octavo.engines import available
 from octavo.engines.check import ENOUGH_DB, nearness, ran
 from octavo.engines.faults import EngineFaultError, compile_right
 from octavo.errors import QuantizationError
+from octavo.files import write
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.samples import calls_of
@@ -87,4 +88,4 @@ def export(graph: Graph, params: Params | None, path: str | PathLike[str]) -> No
     model = export_onnx(graph, params)
     if params is not None and params.plan.target.name == "tensorrt":
         check_tensorrt(model)
-    Path(path).write_bytes(model.SerializeToString())
+    write(Path(path), model.SerializeToString())

@@ -4,6 +4,8 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from random import Random
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from octavo.recovery.evaluate import paired_interval
 
 Evaluate = Callable[..., Any]
 
-PARTS = 8  # of the samples: after each, a hopeless candidate is abandoned
+BLOCKS = 64  # of neighbouring samples, scored in an order that is always the same: the data may be sorted
+PARTS = 8  # of those blocks: after each, a hopeless candidate is abandoned
 HOPELESS = 4.0  # standard errors: a candidate that far beyond the goal is turned down wrongly once in 30 000 times
 FEWEST = 64  # samples before a standard error is believed
 
@@ -24,7 +27,7 @@ class Score:
 
     metric     its one number, or the mean of its per-sample scores
     samples    the per-sample scores, None if it returned one number
-    abandoned  whether scoring stopped early: `samples` are then the first ones only
+    abandoned  whether scoring stopped early: `samples` are then only those of the first blocks in `in_order`
     """
 
     metric: float
@@ -87,7 +90,10 @@ class Goal:
         """How `candidate` stands to the float network's score."""
         sign = 1.0 if self.higher_is_better else -1.0
         allowed = self.allowed(reference)
-        if reference.samples is None or candidate.samples is None or candidate.abandoned:
+        if candidate.abandoned and reference.samples is not None and candidate.samples is not None:
+            drop = sum(_differences(sign, reference.samples, candidate.samples)) / len(candidate.samples)
+            return Verdict(drop=drop, interval=None, met=False, certified=False)
+        if reference.samples is None or candidate.samples is None or len(reference.samples) == 1:
             drop = sign * (reference.metric - candidate.metric)
             met = drop <= allowed and not candidate.abandoned
             return Verdict(drop=drop, interval=None, met=met, certified=met)
@@ -99,21 +105,45 @@ class Goal:
         )
 
     def hopeless(self, reference: Score, seen: Sequence[float]) -> bool:
-        """Whether a candidate with these scores of the first samples cannot reach the goal on those that are left."""
+        """Whether a candidate with these scores, of the first blocks in order, cannot reach the goal on the others.
+
+        Neighbours may be alike (sorted by class, say), so the error is that of blocks if it is larger: few of them have
+        an uncertain one, and the candidate must be further beyond the goal (Student's t, nearly).
+        """
         assert reference.samples is not None
         if len(seen) < FEWEST:
             return False
         sign = 1.0 if self.higher_is_better else -1.0
-        lost = sign * (torch.tensor(reference.samples[: len(seen)]) - torch.tensor(seen)).double()
-        error = lost.std().item() / math.sqrt(len(seen))
-        return lost.mean().item() - HOPELESS * error > self.allowed(reference)
+        lost = torch.tensor(_differences(sign, reference.samples, seen), dtype=torch.float64)
+        sizes = [block.stop - block.start for block in in_order(len(reference.samples))]
+        blocks = sum(end <= len(seen) for end in accumulate(sizes))
+        means = torch.stack([block.mean() for block in torch.split(lost[: sum(sizes[:blocks])], sizes[:blocks])])
+        errors = [
+            HOPELESS * lost.std().item() / math.sqrt(len(lost)),
+            HOPELESS * (1 + PARTS / blocks) * means.std().item() / math.sqrt(blocks),
+        ]
+        return bool(lost.mean().item() - max(errors) > self.allowed(reference))
+
+
+def in_order(total: int) -> tuple[slice, ...]:
+    """All of `total` samples in blocks, in the order in which they are scored."""
+    bounds = [total * number // BLOCKS for number in range(BLOCKS + 1)]
+    blocks = [slice(start, end) for start, end in pairwise(bounds) if start < end]
+    Random(0).shuffle(blocks)
+    return tuple(blocks)
+
+
+def _differences(sign: float, reference: Sequence[float], seen: Sequence[float]) -> list[float]:
+    """What is lost in each sample that has been scored, in order."""
+    places = (place for block in in_order(len(reference)) for place in range(block.start, block.stop))
+    return [sign * (reference[place] - found) for place, found in zip(places, seen, strict=False)]
 
 
 def score(evaluate: Evaluate, model: Any, *, reference: Score | None = None, goal: Goal | None = None) -> Score:
     """What `evaluate` says of `model`; in parts, if it takes `samples=slice` and there is a reference to compare with.
 
     evaluate  (model) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice of the samples
-              to score, it is called part by part and left as soon as the goal is out of reach
+              to score, it is called block by block in an order of its own, and left as soon as the goal is out of reach
     raises    QuantizationError for a score that is NaN or infinite, no samples, or another number of them than before
     """
     parts = goal is not None and reference is not None and reference.samples is not None and _takes_slices(evaluate)
@@ -131,13 +161,22 @@ def score(evaluate: Evaluate, model: Any, *, reference: Score | None = None, goa
 def _scored_in_parts(evaluate: Evaluate, model: Any, reference: Score, goal: Goal) -> Score:
     assert reference.samples is not None
     total = len(reference.samples)
-    size = math.ceil(total / PARTS)
+    order = in_order(total)
     seen: list[float] = []
-    for start in range(0, total, size):
-        seen += _as_score(evaluate(model, samples=slice(start, min(start + size, total)))).samples or ()
-        if start + size < total and goal.hopeless(reference, seen):
-            return Score(metric=sum(seen) / len(seen), samples=tuple(seen), abandoned=True)
-    return _as_score(seen)
+    found = [math.nan] * total
+    for number, block in enumerate(order, 1):
+        scores = _numbers(evaluate(model, samples=block))
+        if len(scores) != block.stop - block.start:
+            raise QuantizationError(
+                asked="score some of the samples",
+                seen=f"evaluate returned {len(scores)} scores for samples={block}",
+                remedy="return one score for each sample of that slice, or leave out the keyword samples",
+            )
+        seen += scores
+        found[block] = scores
+        if number % (BLOCKS // PARTS) == 0 and number < len(order) and goal.hopeless(reference, seen):
+            return Score(metric=math.fsum(seen) / len(seen), samples=tuple(seen), abandoned=True)
+    return _as_score(found)
 
 
 def _takes_slices(evaluate: Evaluate) -> bool:
@@ -145,18 +184,32 @@ def _takes_slices(evaluate: Evaluate) -> bool:
 
 
 def _as_score(value: Any) -> Score:
-    """One number or per-sample scores, in whatever form: numbers, a list, an array, a tensor."""
-    found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    if found.numel() == 0 or not bool(torch.isfinite(found).all()):
-        raise QuantizationError(
-            asked="score a network",
-            seen="evaluate returned no scores" if found.numel() == 0 else "evaluate returned NaN or infinity",
-            remedy="return one number, or one finite number for every sample",
-        )
-    if found.ndim == 0:
-        return Score(metric=float(found))
-    samples = tuple(found.flatten().tolist())
+    """One number or per-sample scores. A single one is one number in whatever form: its noise cannot be known."""
+    samples = _numbers(value)
+    if len(samples) == 1:
+        return Score(metric=samples[0])
     return Score(metric=math.fsum(samples) / len(samples), samples=samples)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Finite numbers, at least one: of a number, a list, an array, a tensor."""
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64).detach().cpu().flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_score(f"a {type(value).__name__} ({str(error).splitlines()[0][:120]})") from error
+    if found.numel() == 0:
+        raise _no_score("no scores")
+    if not bool(torch.isfinite(found).all()):
+        raise _no_score("NaN or infinity")
+    return tuple(found.tolist())
+
+
+def _no_score(seen: str) -> QuantizationError:
+    return QuantizationError(
+        asked="score a network",
+        seen=f"evaluate returned {seen}",
+        remedy="return one number, or one finite number for every sample",
+    )
 
 
 def _as_many(reference: Score, found: Score) -> bool:

@@ -18,6 +18,7 @@ from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
 from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.digest import digest_of_graph
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import SIMULATION
 from octavo.network.plan import make_plan
@@ -25,7 +26,6 @@ from octavo.network.ranks import by_first
 from octavo.network.rule import Rule
 from octavo.network.target import Target, target_for
 from octavo.recovery.evaluate import Latencies, latency_ms
-from octavo.workflow.digest import digest_of_graph
 from octavo.workflow.study import Study, trial_key
 
 LOG = logging.getLogger("octavo")
@@ -112,10 +112,10 @@ def engine_for(
 
     data = by_first(known)
     if data is None:
-        plans = {name: make_plan(graph, rules, target=target or target_for(name)) for name in names}
-        params = {name: choose_params(graph, plan, observe(graph, plan, batches)) for name, plan in plans.items()}
 
         def raced() -> bytes:
+            plans = {name: make_plan(graph, rules, target=target or target_for(name)) for name in names}
+            params = {name: choose_params(graph, plan, observe(graph, plan, batches)) for name, plan in plans.items()}
             example = (graph.example_args, graph.example_kwargs)
             _, latencies, rejected = _race(graph, params, example, check=True, rounds=15)
             winner = next(iter(latencies))

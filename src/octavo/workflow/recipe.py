@@ -7,7 +7,6 @@ run that was killed and is started again goes on where it was.
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,18 +18,19 @@ from rich.console import Console
 from torch import nn
 
 from octavo.errors import QuantizationError
+from octavo.files import said_of, scratch, sweep, write
 from octavo.network.calibrate import Params
+from octavo.network.digest import digest_of_graph, source_of
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture
 from octavo.network.origin import origin_of
 from octavo.network.plan import make_plan
-from octavo.network.ranks import by_first, is_first
+from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target, target_for
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
-from octavo.workflow.digest import digest_of_graph
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.race import engine_for
@@ -41,12 +41,13 @@ from octavo.workflow.trial import (
     AUTO,
     Bench,
     Candidate,
+    Keep,
     Train,
     candidate_of,
     engine_named,
     network_of,
     parts_of,
-    source_of,
+    weights_of,
 )
 from octavo.workflow.view import View
 
@@ -94,17 +95,18 @@ def quantize(
     goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
     limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
     engine = engine_named(engine)
-    road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
-    graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
-    with _folder(out) as folder:
+    with together(), _folder(out) as folder:
+        road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
+        reference = by_first(lambda: _reference(folder, graph, model, evaluate))
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
         stats = statistics(folder, graph, plan, batches, progress)
         done: dict[Candidate, tuple[Graph, Params]] = {}
 
-        def bench(study: Study, reference: Score) -> Bench:
+        def bench(keep: Keep) -> Bench:
             return Bench(
                 graph=graph,
                 plan=plan,
@@ -121,7 +123,7 @@ def quantize(
                 ),
                 batches=some,
                 train=train,
-                keep=study.once,
+                keep=keep,
                 done=done,
             )
 
@@ -133,7 +135,7 @@ def quantize(
                     measured_on(trials_on, model) as measure_all,
                 ):
                     found = Search(
-                        bench=bench(study, _reference(study, graph, model, evaluate)),
+                        bench=bench(study.once),
                         study=study,
                         budget=limit,
                         view=view,
@@ -142,24 +144,27 @@ def quantize(
                     return walked(found, road)
 
         found = by_first(search)
-        with Study(folder) as study:
-            result = _result(found, bench(study, found.reference))
+        with alone():
+            result = _result(found, bench(lambda name, make: found.weights or make()))
         if out is not None and is_first():
             save_record(folder, result.record())
-    return result
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a search found, without networks: it travels between processes."""
+    """What a search found, without networks: it travels between processes.
 
-    reference: Score
+    weights  what training made of those of the best, None if it is not trained
+    """
+
     trials: tuple[Trial, ...]
     best: Trial
     verdict: Verdict
     too_few: bool
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
+    weights: bytes | None = None
 
 
 def walked(search: Search, road: Road) -> Findings:
@@ -183,13 +188,13 @@ def walked(search: Search, road: Road) -> Findings:
             remedy='see what the first candidate failed at, or try engine="simulation"',
         )
     return Findings(
-        reference=search.bench.reference,
         trials=tuple(search.trials),
         best=best,
         verdict=search.verdict(best),
         too_few=search.too_few(),
         sensitivities=road.sensitivities,
         stopped=stopped,
+        weights=weights_of(search.bench, candidate_of(best)),
     )
 
 
@@ -205,7 +210,7 @@ def _result(found: Findings, bench: Bench) -> Result:
         params=params,
         engine=bench.engine,
         goal=bench.goal,
-        reference=found.reference,
+        reference=bench.reference,
         best=found.best,
         verdict=found.verdict,
         too_few=found.too_few,
@@ -218,27 +223,27 @@ def _result(found: Findings, bench: Bench) -> Result:
 
 def save_record(folder: Path, record: dict[str, Any]) -> None:
     """Write result.json whole or not at all."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    unfinished = folder / "result.json.part"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(folder / "result.json")
+    write(folder / "result.json", json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="octavo-") as temporary:
-            yield Path(temporary)
+        with scratch() as temporary:
+            yield temporary
     else:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        with said_of(Path(out)):
+            Path(out).mkdir(parents=True, exist_ok=True)
+        sweep(Path(out))
         yield Path(out)
 
 
-def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
+def _reference(folder: Path, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
     """The float network's score, kept in the study."""
 
     def measure() -> bytes:
         return json.dumps(asdict(score(evaluate, private_copy(model)))).encode()
 
     key = trial_key(model=digest_of_graph(graph), evaluate=source_of(evaluate))
-    return parsed(Score, study.once(f"reference-{key}", measure))
+    with Study(folder) as study:
+        return parsed(Score, study.once(f"reference-{key}", measure))

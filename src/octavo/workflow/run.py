@@ -5,7 +5,6 @@ A recipe is a Python file with `model()`, `calibration()` and `evaluate(model)`,
 of it in the folder of a run. All else in that folder is data (docs/trust.md).
 """
 
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.engines import available
 from octavo.errors import QuantizationError
+from octavo.files import write
 from octavo.network.export import private_copy
 from octavo.network.graph import call_arguments
-from octavo.network.ranks import is_first
+from octavo.network.ranks import is_first, together
 from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.goal import Evaluate
 from octavo.workflow.outcome import Result
@@ -147,13 +147,17 @@ def _short(path: Path) -> bytes:
 
 def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     """Quantize by the recipe; print what was found; write `out`/result.json, model.onnx, and return the record."""
+    with together():
+        return _run(settings, out, console)
+
+
+def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     path = Path(settings.recipe)
     recipe = load_recipe(path)
     if is_first():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / SETTINGS).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write(out / SETTINGS, settings.model_dump_json(indent=2) + "\n")
         if path.resolve() != (out / "recipe.py").resolve():
-            shutil.copyfile(path, out / "recipe.py")
+            write(out / "recipe.py", path.read_bytes())
     model = recipe.model()
     calibration = list(recipe.calibration())
     arguments: dict[str, Any] = {
@@ -216,7 +220,8 @@ def _sizes(result: Result, out: Path) -> dict[str, float | None]:
     from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (its packages may be missing)
 
     try:
-        size = {"float": export_onnx(result.graph, None).ByteSize() / 1e6}
-        return size | {"int8": export_onnx(result.graph, result.params, path=out / "model.onnx").ByteSize() / 1e6}
+        models = {"float": export_onnx(result.graph, None), "int8": export_onnx(result.graph, result.params)}
     except QuantizationError:
         return {"float": None, "int8": None}
+    write(out / "model.onnx", models["int8"].SerializeToString())
+    return {name: model.ByteSize() / 1e6 for name, model in models.items()}

@@ -29,6 +29,7 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from octavo.errors import QuantizationError, reading
+from octavo.machine import versions_of
 from octavo.network import samples
 from octavo.network.calibrate import Stats
 from octavo.numerics.histogram import Histogram
@@ -84,8 +85,11 @@ COLUMNS = tuple(field.name for field in fields(Trial))
 
 
 def trial_key(**determines: Any) -> str:
-    """The SHA-256 (hexadecimal) of these values, of any type that JSON knows, whatever their order."""
-    text = json.dumps(determines, sort_keys=True, separators=(",", ":"))
+    """The SHA-256 (hexadecimal) of these values, of any type that JSON knows, whatever their order.
+
+    The versions of Octavo and torch belong to them: whatever is kept was computed by those.
+    """
+    text = json.dumps([versions_of("octavo", "torch"), determines], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 
 

@@ -1,11 +1,9 @@
 """One candidate, from calibration to its score: what every rung of the road does, here or on another machine."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -14,8 +12,9 @@ from torch import nn
 from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError, reading
-from octavo.machine import versions
+from octavo.machine import versions, versions_of
 from octavo.network.calibrate import Params, Stats, choose_params
+from octavo.network.digest import source_of
 from octavo.network.graph import Graph
 from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
@@ -27,7 +26,9 @@ from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.study import Trial, tensors_of, trial_key
 
 Train = Callable[[nn.Module], object]
+Keep = Callable[[str, Callable[[], bytes]], bytes]
 AUTO = "auto"
+PACKAGES_OF = {"openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}  # beside torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Bench:
     data: str
     batches: tuple[Any, ...] = ()
     train: Train | None = None
-    keep: Callable[[str, Callable[[], bytes]], bytes] = lambda _, make: make()
+    keep: Keep = lambda _, make: make()
     done: dict[Candidate, tuple[Graph, Params]] = field(default_factory=dict)
 
 
@@ -97,8 +98,9 @@ def fitted(candidate: Candidate) -> bool:
 def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
     if candidate.trained:
         graph, params = parts_of(bench, replace(candidate, trained=False))
-        module = trainable(graph, params)
-        state = tensors_of(bench.keep(key_of(bench, candidate), partial(_train, bench, module)))
+        module, weights = trainable(graph, params), weights_of(bench, candidate)
+        assert weights is not None
+        state = tensors_of(weights)
         with reading(
             asked="use the study", seen="the weights that it keeps are others", remedy="search in another folder"
         ):
@@ -108,6 +110,17 @@ def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
         graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))
         return repair(graph, params, bench.batches, candidate.repairs[-1:])
     return bench.graph, choose_params(bench.graph, bench.plan, bench.stats, candidate.method)
+
+
+def weights_of(bench: Bench, candidate: Candidate) -> bytes | None:
+    """What training made of the weights of `candidate`, as safetensors; None if it is not trained."""
+    if not candidate.trained:
+        return None
+
+    def make() -> bytes:
+        return _train(bench, trainable(*parts_of(bench, replace(candidate, trained=False, kept_float=()))))
+
+    return bench.keep(key_of(bench, replace(candidate, kept_float=())), make)
 
 
 def network_of(graph: Graph, params: Params, engine: str) -> Callable[..., Any]:
@@ -124,14 +137,6 @@ def _train(bench: Bench, module: nn.Module) -> bytes:
     )
 
 
-def source_of(function: Callable[..., Any] | None) -> str:
-    """Its source code, so that a study knows a score by another function from its own; "" where there is none."""
-    try:
-        return inspect.getsource(function) if function is not None else ""
-    except (OSError, TypeError):
-        return ""
-
-
 def candidate_of(trial: Trial) -> Candidate:
     """What `trial` measured."""
     return Candidate(method=trial.method, repairs=trial.repairs, trained=trial.trained, kept_float=trial.kept_float)
@@ -145,6 +150,7 @@ def key_of(bench: Bench, candidate: Candidate) -> str:
         target=repr(bench.plan.target),
         rules=[str(rule) for rule in bench.plan.rules],
         engine=bench.engine,
+        packages=versions_of(*PACKAGES_OF.get(bench.engine, ())),
         method=candidate.method,
         repairs=candidate.repairs,
         trained=source_of(bench.train) if candidate.trained else None,

@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from octavo.engines import compile
+from octavo.files import write
 from octavo.machine import machine, versions
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, capture
@@ -58,9 +59,8 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
     }
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "result.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write(path, json.dumps(result, indent=2) + "\n")
     show(result, console)
     console.print(f"written to {path}")
     return result

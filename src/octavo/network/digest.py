@@ -1,7 +1,9 @@
 """Digests: SHA-256 of what determines a result, so that a study knows when it has seen it before."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,20 @@ def digest_of_batch(batch: Any) -> str:
         digest.update(size.to_bytes(8, "little"))  # so that no two lists of parts look alike when joined
         digest.update(part)
     return digest.hexdigest()
+
+
+def source_of(function: Callable[..., Any] | None) -> str:
+    """Its source code, so that a study knows a score by another function from its own; "" where there is none.
+
+    Of a partial its function's, and what it fixes; of any other object with `__call__` its class's.
+    """
+    if isinstance(function, partial):
+        return f"{source_of(function.func)}{function.args}{function.keywords}"
+    has_source = function is None or inspect.isroutine(function) or inspect.isclass(function)
+    try:
+        return "" if function is None else inspect.getsource(function if has_source else type(function))
+    except (OSError, TypeError):
+        return ""
 
 
 def _parts(value: Any) -> Iterable[bytes | memoryview]:

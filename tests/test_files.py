@@ -1,0 +1,241 @@
+"""Whatever is written is the former or the new one, whole; and what a kill leaves goes with the next writer."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import octavo
+from octavo import files
+from octavo.errors import QuantizationError
+from octavo.files import built, replaced, scratch, write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def folder_of(text: str, path: Path) -> None:
+    with replaced(path) as new:
+        new.mkdir()
+        (new / text).write_text(text)
+
+
+def test_a_file_and_a_folder_are_replaced(tmp_path) -> None:
+    for text in ("old", "new"):
+        write(tmp_path / "deep" / "file", text)
+        folder_of(text, tmp_path / "deep" / "folder")
+        assert names(tmp_path / "deep") == ["file", "folder"]
+        assert (tmp_path / "deep" / "file").read_text() == text
+        assert names(tmp_path / "deep" / "folder") == [text]
+
+
+def test_a_link_stays_a_link(tmp_path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def half(path: Path, error: BaseException) -> None:
+    with replaced(path) as new:
+        new.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (OSError(28, "No space left on device"), QuantizationError),
+        (ValueError("No space left"), ValueError),
+        (KeyboardInterrupt("No space left"), KeyboardInterrupt),
+    ],
+)
+def test_what_fails_half_way_leaves_the_former_one_and_nothing_else(tmp_path, error, wanted) -> None:
+    write(tmp_path / "file", "old")
+    with pytest.raises(wanted, match="No space left"):
+        half(tmp_path / "file", error)
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_folder_where_a_file_stands_is_one_error(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(QuantizationError, match=r"asked to write net\.octavo, but"):
+        write(tmp_path / "file" / "net.octavo", "")
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from octavo import files
+path = Path(sys.argv[1])
+if sys.argv[2] == "between":
+    files._exchanged = lambda a, b: False
+    rename = Path.rename
+    def renamed(self, to):
+        rename(self, to)
+        print("half", flush=True)
+        time.sleep(60)
+    Path.rename = renamed
+with files.replaced(path) as new:
+    new.mkdir()
+    (new / "new").write_text("new")
+    if sys.argv[2] == "writing":
+        print("half", flush=True)
+        time.sleep(60)
+"""
+
+
+def half_way(path: Path, where: str) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, path, where], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize("where", ["writing", "between"])
+def test_the_next_writer_cleans_up_after_a_killed_one_and_leaves_a_living_one_alone(tmp_path, where) -> None:
+    folder_of("old", tmp_path / "folder")
+    process = half_way(tmp_path / "folder", where)
+    write(tmp_path / "other", "")
+    assert len(names(tmp_path)) == (3 if where == "writing" else 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert any(name.startswith(files.PREFIX) for name in names(tmp_path))
+    write(tmp_path / "other", "")
+    assert names(tmp_path) == ["folder", "other"]
+    assert names(tmp_path / "folder") == ["old"]
+
+
+def test_where_folders_cannot_change_places_they_are_renamed(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_exchanged", lambda a, b: False)
+    for text in ("old", "new"):
+        folder_of(text, tmp_path / "folder")
+        assert names(tmp_path) == ["folder"]
+        assert names(tmp_path / "folder") == [text]
+
+
+def test_scratch_is_gone_after_its_block(tmp_path) -> None:
+    with scratch(tmp_path) as one, scratch(tmp_path) as other:
+        assert one != other
+        assert names(tmp_path) == sorted([one.name, other.name])
+    assert names(tmp_path) == []
+
+
+def test_what_was_built_is_built_again_only_if_it_is_not_whole(tmp_path) -> None:
+    calls = []
+
+    def build(path: Path) -> None:
+        calls.append(path)
+        path.write_bytes(b"kernels" * 1000)
+
+    path = tmp_path / "cache" / "lib.so"
+    for damage in (None, None, b"", b"kernels" * 999, b"kernelZ" * 1000):
+        if damage is not None:
+            path.write_bytes(damage)
+        assert built(path, build).read_bytes() == b"kernels" * 1000
+    assert len(calls) == 4
+    (tmp_path / "cache" / "lib.so.sha256").unlink()
+    built(path, build)
+    assert len(calls) == 5
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from octavo.files import built
+def build(path):
+    print("built", flush=True)
+    time.sleep(0.5)
+    path.write_text("built")
+print(built(Path(sys.argv[1]), build).read_text())
+"""
+
+
+def test_several_processes_build_it_once(tmp_path) -> None:
+    command = [sys.executable, "-c", BUILDER, tmp_path / "lib.so"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert sorted(map(len, said)) == [1, 1, 2]
+
+
+FULL = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from torch import nn
+import octavo
+from octavo.workflow import bench, recipe
+
+folder = Path(sys.argv[1])
+model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+batches = [torch.randn(4, 256)]
+graph = octavo.capture(model, batches[0])
+plan = octavo.make_plan(graph)
+params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
+
+
+def train():
+    octavo.finetune(graph, params, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
+                    out=folder / "training", progress=False)
+
+
+octavo.save(graph, params, folder / "file.octavo", engine="reference")  # so that they have something to lose
+octavo.save(graph, params, folder / "folder.octavo", engine="reference", form="folder")
+octavo.export(graph, params, folder / "net.onnx")
+train()
+before = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+large = {"large": "x" * 40000}
+writers = {
+    "file": lambda: octavo.save(graph, params, folder / "file.octavo", engine="reference"),
+    "folder": lambda: octavo.save(graph, params, folder / "folder.octavo", engine="reference", form="folder"),
+    "new": lambda: octavo.save(graph, params, folder / "new.octavo", engine="openvino"),
+    "onnx": lambda: octavo.export(graph, params, folder / "net.onnx"),
+    "new onnx": lambda: octavo.export(graph, params, folder / "new.onnx"),
+    "record": lambda: recipe.save_record(folder, large),
+    "bench": lambda: bench.write(large, folder / "bench.json"),
+    "training": lambda: octavo.finetune(
+        graph, params, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
+        out=folder / "other", progress=False),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+said = {}
+for name, writer in writers.items():
+    try:
+        writer()
+        said[name] = "it was written"
+    except Exception as error:
+        said[name] = f"{type(error).__name__} {error}"
+after = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+print(json.dumps({"said": said, "same": before == after, "new": sorted(set(after) - set(before))}))
+"""
+
+
+def test_a_full_disk_is_one_error_and_leaves_what_was_there(tmp_path) -> None:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path], env=env, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, said in found["said"].items():
+        assert said.startswith("QuantizationError"), (name, said)
+        assert "too large" in said, (name, said)
+    assert found["same"], found["new"]
+
+
+def test_nothing_is_written_but_through_this_module() -> None:
+    """What a kill may cut short has one place where it is made whole."""
+    around = re.compile(r"\bimport tempfile|mkdtemp|os\.(replace|rename)|shutil\.(move|copy)\b|\.rename\(")
+    source = Path(octavo.__file__).parent
+    found = [path.name for path in source.rglob("*.py") if around.search(path.read_text())]
+    assert found == ["files.py"]
+    writes = re.compile(r"\.write_(text|bytes)\(|onnx\.save\(|[a-z]\.replace\([a-z]*path")
+    writers = {path.name for path in source.rglob("*.py") if writes.search(path.read_text())}
+    assert writers <= {"files.py", "container.py", "checkpoint.py", "onnx.py"}  # the others into what `replaced` gives
