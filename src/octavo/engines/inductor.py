@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
 from octavo.engines.lowering.build import Lowering, Site
@@ -36,6 +37,7 @@ from octavo.network.plan import layer_names
 from octavo.network.target import target_for
 
 
+@checked
 def compile_inductor(
     graph: Graph, params: Params | None, *, precision: Literal["f32", "bf16"] = "f32"
 ) -> "InductorModel":
@@ -171,7 +173,7 @@ class InductorModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are only read, outputs are new tensors."""
         tensors = self._signature.flatten(args, kwargs)
-        outputs = self._run([tensor.detach().contiguous() for tensor in tensors.values()])
+        outputs = self._run(list(tensors.values()))
         return self._signature.unflatten(dict(zip(self._signature.tensors, outputs, strict=True)))
 
     def executions(self) -> dict[str, Execution]:

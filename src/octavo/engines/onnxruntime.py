@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import torch
 
+from octavo.arguments import checked
 from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
@@ -25,6 +26,7 @@ from octavo.network.target import TARGETS
 INVALID = ["QDQPropagationTransformer"]
 
 
+@checked
 def compile_onnxruntime(
     graph: Graph,
     params: Params | None,

@@ -11,6 +11,7 @@ import onnx
 import openvino as ov
 import torch
 
+from octavo.arguments import checked
 from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
@@ -28,6 +29,7 @@ KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq",
 RECURRENT = {"LSTMSequence", "GRUSequence"}
 
 
+@checked
 def compile_openvino(
     graph: Graph,
     params: Params | None,

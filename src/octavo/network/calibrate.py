@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
+from octavo.arguments import check_fields, checked
 from octavo.errors import QuantizationError
 from octavo.network.bias import with_room_for_biases
 from octavo.network.edit import attribute
@@ -64,6 +65,7 @@ class Params:
     samples: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
         if missing:
             raise QuantizationError(
@@ -86,6 +88,7 @@ class _Observer(nn.Module):
         return x
 
 
+@checked
 def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}, and a few inputs: one pass over `batches` serves every method.
 
@@ -122,11 +125,11 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
-    args, kwargs = network_inputs(graph, batch)
-    samples.show(args, kwargs)
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
-    args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     try:
+        args, kwargs = network_inputs(graph, batch)
+        samples.show(args, kwargs)
+        args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         watched(*args, **kwargs)
     except QuantizationError as error:
         raise QuantizationError(
@@ -137,6 +140,7 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Sam
         ) from error
 
 
+@checked
 def choose_params(
     graph: Graph, plan: Plan, stats: Mapping[str, Histogram], by: RangeMethod | str = max_range
 ) -> Params:

@@ -7,6 +7,7 @@ attention and einsum are the matrix multiplications that they are (Wu et al. 202
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.batch_norm import fold_batch_norm, name_batch_norm
 from octavo.network.canonical import to_matmul
 from octavo.network.edit import copy_module
 from octavo.network.export import check_dynamic, export, private_copy
+from octavo.network.inputs import Inputs, check_example
 from octavo.network.passes import drop_effects, fold_constant_weights, loosen_views, remove_identities
 from octavo.network.recurrent import split_recurrent
 
@@ -52,10 +55,17 @@ class Graph:
     example_kwargs: dict[str, Any]
     dynamic_axes: tuple[int, ...]
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What it can be called with."""
+        return Inputs(self.module, self.example_args, self.example_kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.inputs.check(args, kwargs, device=device_of(self.module))
         return self.module(*args, **kwargs)
 
 
+@checked
 def capture(
     model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,), batch_norm: Literal["fold", "keep"] = "fold"
 ) -> Graph:
@@ -68,6 +78,7 @@ def capture(
     raises        QuantizationError naming the line of the user's module that cannot be exported
     """
     args, kwargs = call_arguments(example)
+    check_example(args, kwargs)
     args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
     for run in (PASSES if batch_norm == "fold" else LIVE).values():
@@ -88,11 +99,22 @@ def call_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def network_inputs(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of `batch` that the network reads; labels after or beside them are left out."""
+    """(args, kwargs) of `batch` that the network reads; labels after or beside them are left out.
+
+    raises  QuantizationError naming the input that the network cannot be called with
+    """
     if not graph.example_args and isinstance(batch, tuple | list) and batch:
         batch = batch[0]  # (dict of keyword inputs, labels)
     args, kwargs = call_arguments(batch)
-    return args[: len(graph.example_args)], {name: kwargs[name] for name in graph.example_kwargs if name in kwargs}
+    args = args[: len(graph.example_args)]
+    kwargs = {name: kwargs[name] for name in graph.example_kwargs if name in kwargs}
+    graph.inputs.check(args, kwargs)
+    return args, kwargs
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where the parameters of `module` are; None if it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
 
 
 def clone(graph: Graph) -> Graph:

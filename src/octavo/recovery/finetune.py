@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph, network_inputs
@@ -33,6 +34,7 @@ from octavo.network.origin import TRAINING, Origin, origin_of
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
 from octavo.recovery.checkpoint import Checkpoint, Epoch, History, best_epoch
+from octavo.recovery.evaluate import real
 from octavo.recovery.objective import Distance, Loss, Objective, distance
 from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import Ranges, Weights, trainable, trained
@@ -54,6 +56,7 @@ def sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimize
     return torch.optim.SGD(parameters, rate, momentum=0.9)
 
 
+@checked
 def fit(
     module: nn.Module,
     *,
@@ -94,13 +97,19 @@ def fit(
     _batches_of(train)
     if loss is None and distill is None:
         distill = distance
+    if accelerator is not None and not hasattr(accelerator, "prepare"):
+        raise QuantizationError(
+            asked=f"train with accelerator={accelerator!r}",
+            seen="it cannot prepare a module for training",
+            remedy="pass an accelerate.Accelerator, or leave it out",
+        )
     accelerator = accelerator or _accelerate().Accelerator(cpu=_device(graph).type == "cpu")
     loader = accelerator.prepare(train) if isinstance(train, DataLoader) else _Share(train, accelerator)
     objective, steps = Objective(graph, loss, distill), len(loader)
 
     def metric() -> float | None:
         return (
-            None if evaluate is None else by_first(lambda: float(evaluate(simulate(*trained(graph, params, module)))))
+            None if evaluate is None else by_first(lambda: _number(evaluate(simulate(*trained(graph, params, module)))))
         )
 
     with (
@@ -130,6 +139,7 @@ def fit(
     return History(epochs=tuple(history), best=best_epoch(history, higher_is_better))
 
 
+@checked
 def finetune(
     graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed", **options: Any
 ) -> Trained:
@@ -149,6 +159,12 @@ def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any,
     args, kwargs = network_inputs(objective.graph, batch)
     with accelerator.autocast():
         value = objective(run(*args, **kwargs), batch, args, kwargs)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"the loss is {_shown(value)}",
+            remedy="let loss and distill return one number that was computed from the outputs with torch: a tensor []",
+        )
     if not torch.isfinite(value):
         raise QuantizationError(
             asked="train with rounding",
@@ -159,6 +175,24 @@ def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any,
     maker.step()
     maker.zero_grad()
     return float(value.item())
+
+
+def _number(value: Any) -> float:
+    found = real(value, "train with rounding by what evaluate returned")
+    if found.numel() != 1 or not torch.isfinite(found).all():
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"evaluate returned {_shown(value)}",
+            remedy="let it return one finite number: the score of the network",
+        )
+    return found.item()
+
+
+def _shown(value: Any) -> str:
+    """One number as it is, else the type and shape."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"a tensor {list(value.shape)}"
+    return f"{value.item()}, cut off from the outputs" if isinstance(value, Tensor) else repr(value)[:80]
 
 
 class _Share:
@@ -173,7 +207,11 @@ class _Share:
     def __iter__(self) -> Iterator[Any]:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         for batch in itertools.islice(self.batches, rank, len(self) * ranks, ranks):
-            yield tree_map(lambda x: x.to(self.accelerator.device) if isinstance(x, Tensor) else x, batch)
+            yield tree_map(self._moved, batch)
+
+    def _moved(self, leaf: Any) -> Any:
+        movable = isinstance(leaf, Tensor) and not leaf.is_meta  # the network's inputs are checked where it is run
+        return leaf.to(self.accelerator.device) if movable else leaf
 
 
 def _origin(module: nn.Module) -> Origin:
@@ -232,8 +270,15 @@ def _prepared(module: nn.Module, optimizer: MakeOptimizer, rate: float, accelera
     In mixed precision its `forward` would go on computing in 16 bits, and no longer be the simulation.
     """
     own = set(vars(module))
+    made = optimizer([p for p in module.parameters() if p.requires_grad], rate)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"optimizer returned a {type(made).__name__}",
+            remedy="let optimizer(parameters, rate) return a torch.optim.Optimizer",
+        )
     try:
-        yield accelerator.prepare(module, optimizer([p for p in module.parameters() if p.requires_grad], rate))
+        yield accelerator.prepare(module, made)
     finally:
         for name in set(vars(module)) - own:
             delattr(module, name)

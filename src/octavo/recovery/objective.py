@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
 
 Loss = Callable[[Any, Any], Tensor]  # (what the network returns, the batch) → a scalar
@@ -16,7 +17,7 @@ Distance = Callable[[Any, Any], Tensor]  # (outputs, the float network's outputs
 
 def distance(outputs: Any, wanted: Any) -> Tensor:
     """How far a network is from its float original: squared error over the original's mean square, tensor by tensor."""
-    pairs = [(y, t) for y, t in zip(tree_leaves(outputs), tree_leaves(wanted), strict=True) if t.is_floating_point()]
+    pairs = [(y, t) for y, t in _pairs(outputs, wanted) if t.is_floating_point()]
     return torch.stack(
         [F.mse_loss(y.float(), t.float()) / t.float().square().mean().clamp(min=1e-12) for y, t in pairs]
     ).sum()
@@ -24,8 +25,24 @@ def distance(outputs: Any, wanted: Any) -> Tensor:
 
 def divergence(outputs: Any, wanted: Any) -> Tensor:
     """Kullback-Leibler divergence of logits [N, ..., classes] from those of the float original (Hinton et al. 2015)."""
-    y, t = (tree_leaves(x)[0].float().flatten(0, -2).log_softmax(-1) for x in (outputs, wanted))
+    y, t = (x.float().flatten(0, -2).log_softmax(-1) for x in _pairs(outputs, wanted)[0])
     return F.kl_div(y, t, log_target=True, reduction="batchmean")
+
+
+def _pairs(outputs: Any, wanted: Any) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of two networks' outputs, side by side.
+
+    raises  QuantizationError if there is none, or they do not belong together
+    """
+    ours, theirs = tree_leaves(outputs), tree_leaves(wanted)
+    shapes = [[getattr(leaf, "shape", type(leaf).__name__) for leaf in leaves] for leaves in (ours, theirs)]
+    if not ours or shapes[0] != shapes[1] or not all(isinstance(leaf, Tensor) for leaf in (*ours, *theirs)):
+        raise QuantizationError(
+            asked="measure how far outputs are from those of the float network",
+            seen=f"outputs holds {shapes[0]} and wanted {shapes[1]}",
+            remedy="give what two networks return for one input: tensors of the same shapes",
+        )
+    return list(zip(ours, theirs, strict=True))
 
 
 class Objective:

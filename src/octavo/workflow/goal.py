@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
-from octavo.recovery.evaluate import paired_interval
+from octavo.recovery.evaluate import paired_interval, real
 
 Evaluate = Callable[..., Any]
 
@@ -69,6 +70,7 @@ class Goal:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0 and 0 < self.confidence < 1):
             raise QuantizationError(
                 asked=f"stay within a drop of {self.max_drop} with confidence {self.confidence}",
@@ -146,7 +148,7 @@ def _takes_slices(evaluate: Evaluate) -> bool:
 
 def _as_score(value: Any) -> Score:
     """One number or per-sample scores, in whatever form: numbers, a list, an array, a tensor."""
-    found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    found = real(value, "score a network by what evaluate returned")
     if found.numel() == 0 or not bool(torch.isfinite(found).all()):
         raise QuantizationError(
             asked="score a network",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from octavo import engines
+from octavo.arguments import checked
 from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
@@ -64,6 +65,7 @@ class Choice:
         return "; ".join(lines)
 
 
+@checked
 def choose_engine(
     graph: Graph, params: Params, example: Any = None, *, check: bool = True, rounds: int = 15
 ) -> tuple[engines.Compiled, Choice]:

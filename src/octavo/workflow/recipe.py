@@ -18,6 +18,7 @@ from typing import Any, Literal
 from rich.console import Console
 from torch import nn
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.export import private_copy
@@ -51,6 +52,7 @@ from octavo.workflow.trial import (
 from octavo.workflow.view import View
 
 
+@checked
 def quantize(
     model: nn.Module,
     *,
