@@ -24,6 +24,7 @@ from octavo.network.export import check_dynamic, export, private_copy
 from octavo.network.inputs import Inputs, check_example
 from octavo.network.passes import drop_effects, fold_constant_weights, loosen_views, remove_identities
 from octavo.network.recurrent import split_recurrent
+from octavo.network.soundness import check_sound
 
 Pass = Callable[[GraphModule], None]
 
@@ -81,6 +82,7 @@ def capture(
     check_example(args, kwargs)
     args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
+    check_sound(module)
     for run in (PASSES if batch_norm == "fold" else LIVE).values():
         run(module)
     check_dynamic(module, dynamic_axes)
