@@ -26,7 +26,7 @@ from octavo.engines.lowering.build import Lowering, Site
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, library, load_kernels
 from octavo.engines.retrace import exported_again
-from octavo.engines.signature import Signature, signature_of
+from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
@@ -160,7 +160,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class InductorModel:
+class InductorModel(Compiled):
     """A compiled network, called like the user's model, with tensors on the CPU.
 
     size_mb  megabytes (10⁶ bytes) of the compiled package

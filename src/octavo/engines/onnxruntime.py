@@ -15,7 +15,7 @@ from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime_kernels import read_executions
 from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_activations
-from octavo.engines.signature import Signature, signature_of
+from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
@@ -97,7 +97,7 @@ def _options(network: onnx.ModelProto) -> tuple[onnxruntime.SessionOptions, list
     return options, disabled + INVALID * signed_activations(network)
 
 
-class OnnxRuntimeModel:
+class OnnxRuntimeModel(Compiled):
     """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads.
 
     size_mb  megabytes (10⁶ bytes) of the ONNX model that it was compiled from

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.arguments import checked
 from octavo.engines.execution import Execution
+from octavo.engines.signature import Compiled
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
@@ -95,7 +96,7 @@ def _gives_integers(module: GraphModule, source: Any) -> bool:
     return preserves_values(source) and any(_gives_integers(module, one) for one in source.all_input_nodes)
 
 
-class ReferenceModel(nn.Module):
+class ReferenceModel(Compiled, nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
     def __init__(

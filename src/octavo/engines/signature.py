@@ -53,6 +53,17 @@ class Signature:
         return tuple(dict.fromkeys(leaf for leaf in self.outputs if isinstance(leaf, str)))
 
 
+class Compiled:
+    """What every engine's network is: code of this machine and process, which no copy can take along."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise QuantizationError(
+            asked=f"copy or pickle a {type(self).__name__}",
+            seen="it is compiled for this machine, and cannot leave its process",
+            remedy="octavo.save(graph, params, path), and octavo.load(path) wherever it is needed",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """A leaf of the output that is no tensor, such as None."""

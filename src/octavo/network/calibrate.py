@@ -49,6 +49,10 @@ class Stats(Mapping[str, Histogram]):
     def __len__(self) -> int:
         return len(self.histograms)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With a plain dict: read-only views cannot be pickled."""
+        return Stats, (dict(self.histograms), self.samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
@@ -74,6 +78,14 @@ class Params:
                 remedy="choose the parameters from statistics of this very plan",
                 site=missing[0],
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With a plain dict: read-only views cannot be pickled."""
+        return _params, (self.plan, dict(self.values), self.method, self.notes, self.samples)
+
+
+def _params(plan: Plan, values: dict[str, QParams], method: str, notes: Any, samples: Any) -> Params:
+    return Params(plan=plan, values=MappingProxyType(values), method=method, notes=notes, samples=samples)
 
 
 class _Observer(nn.Module):

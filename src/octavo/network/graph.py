@@ -5,6 +5,7 @@ the same function and is called in the same way, but every operation stands in t
 attention and einsum are the matrix multiplications that they are (Wu et al. 2020, §4).
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +61,15 @@ class Graph:
     def inputs(self) -> Inputs:
         """What it can be called with."""
         return Inputs(self.module, self.example_args, self.example_kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from octavo.network.portable import packed, unpacked  # noqa: PLC0415 (it reads this file)
+
+        return unpacked, packed(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Graph":
+        args, kwargs = copy.deepcopy((self.example_args, self.example_kwargs), memo)
+        return replace(self, module=copy_module(self.module), example_args=args, example_kwargs=kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.inputs.check(args, kwargs, device=device_of(self.module))

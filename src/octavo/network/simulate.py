@@ -1,5 +1,7 @@
 """Simulation: the float network that rounds where the integers will. For scoring and for training, never for timing."""
 
+import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,6 +52,7 @@ def simulate(graph: Graph, params: Params) -> GraphModule:
     module = insert(graph, params.plan, make)
     vars(module)["extra_repr"] = _purpose
     check_calls(module, graph)
+    copy_by(module, simulate, graph, params)
     return remember(module, Origin(graph=graph, params=params, engine=SIMULATION))
 
 
@@ -61,6 +64,26 @@ def check_calls(module: nn.Module, graph: Graph) -> None:
 def _check_call(inputs: Inputs, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not torch.compiler.is_compiling():  # a tracer's inputs hold no values
         inputs.check(args, kwargs, device=module_device(module))
+
+
+def copy_by(module: GraphModule, make: Callable[..., GraphModule], graph: Graph, params: Params) -> None:
+    """Let a copy or a pickle of `module`, which is make(graph, params), be made anew and given the state it has now."""
+
+    def state(self: GraphModule) -> tuple[Any, ...]:
+        return make, graph, params, self.state_dict(), self.training
+
+    own: Any = type(module)  # torch gives every GraphModule a class of its own
+    own.__reduce__ = lambda self: (_made_again, state(self))
+    own.__deepcopy__ = lambda self, memo: _made_again(*copy.deepcopy(state(self), memo))
+
+
+def _made_again(
+    make: Callable[..., GraphModule], graph: Graph, params: Params, state: dict[str, Tensor], training: bool
+) -> GraphModule:
+    module = make(graph, params)
+    module.load_state_dict(state, strict=False)  # it may lack constants that a state does not keep
+    module.training = training
+    return module
 
 
 def _purpose() -> str:

@@ -8,6 +8,7 @@ activations are fixed at their calibrated values, as in the paper, or learned; r
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -25,7 +26,7 @@ from octavo.network.graph import Graph
 from octavo.network.insert import insert, place
 from octavo.network.origin import TRAINING, Origin, remember
 from octavo.network.plan import Plan, Quantizer, make_plan
-from octavo.network.simulate import FakeQuantize, check_calls
+from octavo.network.simulate import FakeQuantize, check_calls, copy_by
 from octavo.numerics.affine import SMALLEST_SCALE, QParams, params_from_tensor, round_through
 from octavo.numerics.scheme import Scheme
 
@@ -117,6 +118,7 @@ def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", rang
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     check_calls(module, graph)
+    copy_by(module, partial(trainable, weights=weights, ranges=ranges), graph, params)
     return remember(module, Origin(graph=graph, params=params, engine=TRAINING))
 
 
