@@ -81,7 +81,8 @@ def quantize(
     evaluate      (network) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice, hopeless
                   candidates are abandoned half-way
     max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
-    example       by default the first calibration batch, without what `forward` does not take
+    example       by default the first calibration batch, without what `forward` does not take; where it takes more than
+                  it needs, say here what the network is to read of a batch
     rules, target see `make_plan`; by default everything, for the engine
     engine        that candidates are scored on: "auto" measures which is the fastest here that is right
     prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
