@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from bad_values import BAD_SCORES, Case
+from bad_numbers import BAD_SCORES
+from bad_values import Case
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -84,6 +85,12 @@ def cases(networks: dict[str, Callable[..., object]], x: Tensor) -> Iterator[Cas
 
 def scores(model: nn.Module, x: Tensor) -> Iterator[Case]:
     """`octavo.quantize` with every bad `evaluate`."""
-    for bad, evaluate in BAD_SCORES.items():
+    for bad in ("None", "text", "a dict", "NaN", "complex", "a ragged list", "a tensor of one", "a complex tensor"):
+        evaluate = BAD_SCORES[f"returns {bad}"]
         options = {"calibration": [x], "evaluate": evaluate, "engine": "simulation", "trials": 1, "progress": False}
-        yield Case(function="quantize", bad=bad, named=("evaluate",), call=partial(octavo.quantize, model, **options))
+        yield Case(
+            function="quantize",
+            bad=f"returns {bad}",
+            named=("evaluate",),
+            call=partial(octavo.quantize, model, **options),
+        )

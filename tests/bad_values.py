@@ -1,23 +1,22 @@
 """Bad arguments of the public functions, as data: for each function good arguments, and for each argument what is not.
 
-`cases(kit)` makes of it a list of calls, each with one bad argument among good ones.
+`cases(table(kit))` makes of it a list of calls, each with one bad argument among good ones.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import octavo
 from octavo.network.calibrate import Stats
-from octavo.recovery.sensitivity import exact, fast, rank_correlation
 
 NAN = float("nan")
+Row = tuple[Callable[..., object], dict[str, Any], dict[str, dict[str, Any]]]  # function, good arguments, bad ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,11 @@ INPUT = ("x:", "conv.input:", "conv:", "example", "batch", "calibrate")
 NAMED: dict[str, tuple[str, ...]] = {
     "batches": INPUT, "train": INPUT, "inputs": INPUT, "example": INPUT, "params": ("plan", "parameters"),
     "stats": ("statistics",), "path": ("saved network",), "names": ("repair",), "by": ("percentile",),
-    "threads": ("THREADS",), "reference": ("of two networks", "two networks agree", "sample by sample", "noise"),
-    "other": ("of two networks", "two networks agree", "sample by sample", "noise"), "what": ("measure a size",),
+    "threads": ("THREADS",), "calibration": INPUT, "max_drop": ("drop",), "budget": ("search within",),
+    "trials": ("search within",), "out": ("folder", "study"),
+    "reference": ("of two networks", "two networks agree", "sample by sample", "noise"),
+    "other": ("of two networks", "two networks agree", "sample by sample", "noise"),
+    "what": ("measure a size",),
     "optimizer": ("optimizer",), "loss": ("loss",),
 }  # fmt: skip
 
@@ -78,7 +80,7 @@ NUMBERS: dict[str, Any] = {"None": None, "a string": "3", "NaN": NAN, "minus one
 FLAGS: dict[str, Any] = {"a string": "yes", "None": None, "a list": []}
 
 
-def _batches(kit: Kit) -> dict[str, Any]:
+def batches_of(kit: Kit) -> dict[str, Any]:
     x = kit.example
     return {
         **JUNK,
@@ -104,7 +106,7 @@ def _batches(kit: Kit) -> dict[str, Any]:
     }
 
 
-def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], dict[str, dict[str, Any]]]]:
+def table(kit: Kit) -> Iterator[Row]:
     """(function, good arguments, {argument: {what is bad: value}})."""
     foreign = {"another graph": kit.other, "its module": kit.graph.module, "the model": kit.model}
     graph, plan, params = (
@@ -112,6 +114,7 @@ def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], di
         {**JUNK, "of another graph": kit.other_plan},
         {**JUNK, "of another graph": kit.other_params},
     )
+    paths = {says: value for says, value in JUNK.items() if not isinstance(value, str)}  # a string is a good one
     both = {"graph": kit.graph, "params": kit.params}
     given = {"graph": graph, "params": params}
     x, path = kit.example, kit.folder / "net.octavo"
@@ -139,7 +142,7 @@ def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], di
     yield (
         octavo.observe,
         {"graph": kit.graph, "plan": kit.plan, "batches": kit.batches},
-        {"graph": graph, "plan": plan, "batches": _batches(kit), "progress": FLAGS},
+        {"graph": graph, "plan": plan, "batches": batches_of(kit), "progress": FLAGS},
     )
     yield (
         octavo.choose_params,
@@ -152,11 +155,13 @@ def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], di
         },
     )
     yield octavo.simulate, both, given
+    some = {says: value for says, value in params.items() if value is not None}  # None is the float network
+    yield partial(octavo.compile, engine="reference"), both, {"params": {"None": None}}
     for engine in (*octavo.available(), "auto"):
         yield (
             partial(octavo.compile, engine=engine),
             both,
-            {"graph": graph, "params": params} if engine != "auto" else {"params": {"a number": 3, "None": None}},
+            {"graph": graph, "params": some} if engine != "auto" else {"params": {"a number": 3, "None": None}},
         )
         yield partial(octavo.compile, engine=engine), both, {"wings": {"an unknown option": 2}}
     yield octavo.compile, both, {"engine": JUNK, "check": FLAGS, "threads": {"a string": "x", "zero": 0, "minus": -1},
@@ -164,9 +169,10 @@ def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], di
     yield partial(octavo.compile, engine="onnxruntime"), both, {"threads": {"a string": "x"}, "fusion": JUNK}
     yield partial(octavo.compile, engine="inductor"), both, {"precision": {"a string": "f8", "number": 3}}
     yield octavo.export, {**both, "path": kit.folder / "net.onnx"}, {
-        **given, "path": {**JUNK, "a folder": kit.folder, "no such folder": kit.folder / "a" / "b.onnx"}}  # fmt: skip
+        "graph": graph, "params": some,
+        "path": {**paths, "a folder": kit.folder, "no such folder": kit.folder / "a" / "b.onnx"}}  # fmt: skip
     yield octavo.save, {**both, "path": path}, {
-        **given, "path": {**JUNK, "a folder": kit.folder}, "engine": JUNK, "form": JUNK}  # fmt: skip
+        **given, "path": {**paths, "a folder": kit.folder}, "engine": JUNK, "form": JUNK}  # fmt: skip
     text = kit.folder / "text.octavo"
     text.write_text("text")
     yield octavo.load, {"path": path}, {
@@ -175,109 +181,14 @@ def _table(kit: Kit) -> Iterator[tuple[Callable[..., object], dict[str, Any], di
     yield octavo.choose_engine, both, {"graph": JUNK, "params": JUNK, "rounds": {**NUMBERS, "zero": 0},
                                        "example": {"text": "x", "other channels": x[:, :3]}}  # fmt: skip
     yield octavo.verify, {"a": kit.graph, "b": octavo.simulate(kit.graph, kit.params), "inputs": kit.batches}, {
-        "a": {**JUNK, "a tensor": x}, "b": {**JUNK, "a tensor": x}, "inputs": _batches(kit),
+        "a": {**JUNK, "a tensor": x}, "b": {**JUNK, "a tensor": x}, "inputs": batches_of(kit),
         "sites": FLAGS}  # fmt: skip
     yield octavo.ran, {"network": kit.model}, {"network": JUNK}
-    yield from _recovery(kit, both, given)
-    yield from _numbers(kit)
 
 
-def _recovery(kit: Kit, both: dict[str, Any], given: dict[str, Any]) -> Iterator[Any]:
-    x, batches = kit.example, _batches(kit)
-    few = {name: batches[name] for name in ("None", "a tensor alone", "arrays", "strings", "other channels", "meta")}
-    yield (
-        octavo.repair,
-        {**both, "batches": kit.batches, "names": ["correct_bias"]},
-        {**given, "batches": batches, "names": {**JUNK, "a string alone": "correct_bias"}},
-    )
-    for name, one in octavo.REPAIRS.items():
-        yield partial(octavo.repair, names=[name]), {**both, "batches": kit.batches}, {"batches": few}
-        yield one, {**both, "batches": kit.batches}, {"graph": {"None": None}, "params": {"a number": 3}}
-    for measure in (exact, fast):
-        yield measure, {**both, "batches": kit.batches}, {**given, "batches": batches}
-    wrong = {**JUNK, "returns None": lambda *_: None, "returns text": lambda *_: "x", "returns two": lambda *_: [1, 2]}
-    yield exact, {**both, "batches": kit.batches}, {"loss": wrong}
-    yield fast, {**both, "batches": kit.batches}, {"probes": {**NUMBERS, "zero": 0}, "seed": {"text": "x"}}
-    rows = exact(kit.graph, kit.params, kit.batches)
-    yield rank_correlation, {"a": rows, "b": rows}, {"a": JUNK, "b": JUNK}
-    yield octavo.trainable, both, {**given, "weights": JUNK, "ranges": JUNK}
-    module = octavo.trainable(kit.graph, kit.params)
-    yield octavo.trained, {**both, "module": module}, {**given, "module": {**JUNK, "the model": kit.model}}
-    schedule = octavo.Schedule(epochs=1, learning_rate=1e-4)
-    training = {"train": kit.batches, "schedule": schedule, "progress": False}
-    options = {
-        "train": batches, "loss": {**JUNK, "returns None": lambda *_: None, "returns text": lambda *_: "x",
-                                   "returns a number": lambda *_: 1.0, "returns a vector": lambda o, b: o},
-        "schedule": JUNK, "optimizer": {**JUNK, "returns None": lambda *_: None},
-        "distill": JUNK, "evaluate": {**JUNK, **BAD_SCORES}, "seed": {"text": "x"}, "out": {"number": 3},
-        "original_epochs": NUMBERS, "original_lr": NUMBERS, "accelerator": {"text": "x"},
-        "wings": {"an unknown option": 2},
-    }  # fmt: skip
-    yield octavo.finetune, {**both, **training}, {**given, **options}
-    yield octavo.fit, {"module": module, **training}, {"module": {**JUNK, "the model": kit.model}}
-    out = kit.model(x)
-    yield octavo.distance, {"outputs": out, "wanted": out}, {"outputs": JUNK, "wanted": {**JUNK, "longer": (out, out)}}
-    yield octavo.divergence, {"outputs": out, "wanted": out}, {"outputs": JUNK, "wanted": JUNK}
-
-
-# What `evaluate` may return by mistake.
-BAD_SCORES: dict[str, Callable[..., Any]] = {
-    f"returns {name}": partial(lambda value, *_: value, value)
-    for name, value in {
-        "None": None, "text": "0.9", "a dict": {"top1": 0.9}, "NaN": NAN, "complex": 1 + 2j, "an empty list": [],
-        "a list of text": ["a"], "a ragged list": [[1.0], [1.0, 2.0]], "an object": object(), "infinity": 1e999,
-        "a tensor of one": torch.ones(1), "a complex tensor": torch.ones(3, dtype=torch.complex64),
-        "a meta tensor": torch.ones(3, device="meta"), "a sparse tensor": torch.ones(3).to_sparse(), "a set": {0.5},
-        "an array": np.ones(1),
-    }.items()
-}  # fmt: skip
-
-
-def _numbers(kit: Kit) -> Iterator[Any]:
-    x = kit.example
-    tensors = {**JUNK, "empty": x[:0], "NaN": x * NAN, "a scalar": torch.tensor(1.0), "complex": x.to(torch.complex64)}
-    yield octavo.sqnr_db, {"reference": x, "other": x}, {"reference": tensors, "other": tensors}
-    yield octavo.agreement, {"reference": x, "other": x}, {"reference": tensors, "other": tensors}
-    scores = torch.rand(9)
-    yield (
-        octavo.paired_interval,
-        {"reference": scores, "other": scores},
-        {"reference": tensors, "other": tensors, "score": {**JUNK, "returns text": lambda *_: "x"},
-         "confidence": {**NUMBERS, "two": 2.0}, "resamples": {**NUMBERS, "zero": 0}, "seed": {"text": "x"}},
-    )  # fmt: skip
-    yield (
-        octavo.latency_ms,
-        {"contestants": {"a": lambda: None}, "rounds": 1, "warmup": 0},
-        {
-            "contestants": {**JUNK, "calls nothing": {"a": 3}},
-            "rounds": NUMBERS,
-            "warmup": NUMBERS,
-            "seed": {"set": {1}},
-        },
-    )
-    yield octavo.size_mb, {"what": kit.model}, {"what": {**JUNK, "no such file": kit.folder / "no"}}
-    histogram, scheme = next(iter(kit.stats.values())), octavo.Scheme()
-    for by in (octavo.entropy, octavo.max_range, octavo.mse, octavo.percentile(99.9)):
-        yield by, {"histogram": histogram, "scheme": scheme}, {"histogram": {**JUNK, "empty": octavo.Histogram()},
-                                                               "scheme": JUNK}  # fmt: skip
-    yield octavo.percentile, {"p": 99.9}, {"p": {**JUNK, **NUMBERS, "above 100": 101}}
-    yield octavo.Rule, {}, {"layer": JUNK, "bits": {**NUMBERS, "nine": 9}, "scheme": {**NUMBERS, "text": "int8"},
-                            "skip": FLAGS, "operation": {"number": 3}, "role": {"number": 3}}  # fmt: skip
-    yield octavo.Scheme, {}, {"bits": {**NUMBERS, "nine": 9}, "axis": {"text": "x", "float": 0.5}, "signed": FLAGS,
-                              "block": {"text": "x", "float": 0.5}}  # fmt: skip
-    yield octavo.Schedule, {"epochs": 1, "learning_rate": 0.1}, {"epochs": NUMBERS, "learning_rate": NUMBERS,
-                                                                "last": NUMBERS}  # fmt: skip
-    yield octavo.Target, {"name": "mine"}, {"name": {"number": 3}, "weight": JUNK, "activation": JUNK,
-                                            "residual": JUNK, "float_operations": JUNK}  # fmt: skip
-    yield octavo.QParams, {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0).int(), "scheme": scheme}, {
-        "scale": JUNK, "zero_point": JUNK, "scheme": JUNK}  # fmt: skip
-    yield octavo.Params, {"plan": kit.plan, "values": kit.params.values, "method": "max"}, {
-        "plan": JUNK, "values": JUNK, "method": {"number": 3}}  # fmt: skip
-
-
-def cases(kit: Kit) -> Iterator[Case]:
+def cases(rows: Iterable[Row]) -> Iterator[Case]:
     """Every function of the table with every bad value in the place of one good one."""
-    for function, good, bad in _table(kit):
+    for function, good, bad in rows:
         name = getattr(function, "__name__", None) or f"{function.func.__name__}({function.keywords})"
         for argument, values in bad.items():
             for says, value in values.items():

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache, wraps
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -50,6 +51,17 @@ def check_fields(value: Any) -> None:
     hints = _hints(cast("Callable[..., Any]", type(value)))
     for field in fields(value):
         _check(f"make a {type(value).__name__}", field.name, getattr(value, field.name), hints[field.name])
+
+
+def made_folder(path: str | Path) -> Path:
+    """The folder at `path`, made if it is not there; QuantizationError where something else is."""
+    found = Path(path)
+    if found.exists() and not found.is_dir():
+        raise QuantizationError(
+            asked="keep results in a folder", seen="this is a file", remedy="name a folder in out=", site=str(path)
+        )
+    found.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from octavo.arguments import checked
+from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph, network_inputs
@@ -34,8 +34,7 @@ from octavo.network.origin import TRAINING, Origin, origin_of
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
 from octavo.recovery.checkpoint import Checkpoint, Epoch, History, best_epoch
-from octavo.recovery.evaluate import real
-from octavo.recovery.objective import Distance, Loss, Objective, distance
+from octavo.recovery.objective import Distance, Loss, Objective, check_loss, distance, one_number
 from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import Ranges, Weights, trainable, trained
 
@@ -109,7 +108,9 @@ def fit(
 
     def metric() -> float | None:
         return (
-            None if evaluate is None else by_first(lambda: _number(evaluate(simulate(*trained(graph, params, module)))))
+            None
+            if evaluate is None
+            else by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
         )
 
     with (
@@ -159,40 +160,11 @@ def _step(run: Callable[..., Any], objective: Objective, batch: Any, maker: Any,
     args, kwargs = network_inputs(objective.graph, batch)
     with accelerator.autocast():
         value = objective(run(*args, **kwargs), batch, args, kwargs)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise QuantizationError(
-            asked="train with rounding",
-            seen=f"the loss is {_shown(value)}",
-            remedy="let loss and distill return one number that was computed from the outputs with torch: a tensor []",
-        )
-    if not torch.isfinite(value):
-        raise QuantizationError(
-            asked="train with rounding",
-            seen=f"the loss of batch {at[1]} in epoch {at[0]} is {value.item()}",
-            remedy="lower the learning rate, or look for NaN in the data and for a loss that overflows",
-        )
+    check_loss(value, batch=at[1], epoch=at[0])
     accelerator.backward(value)
     maker.step()
     maker.zero_grad()
     return float(value.item())
-
-
-def _number(value: Any) -> float:
-    found = real(value, "train with rounding by what evaluate returned")
-    if found.numel() != 1 or not torch.isfinite(found).all():
-        raise QuantizationError(
-            asked="train with rounding",
-            seen=f"evaluate returned {_shown(value)}",
-            remedy="let it return one finite number: the score of the network",
-        )
-    return found.item()
-
-
-def _shown(value: Any) -> str:
-    """One number as it is, else the type and shape."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        return f"a tensor {list(value.shape)}"
-    return f"{value.item()}, cut off from the outputs" if isinstance(value, Tensor) else repr(value)[:80]
 
 
 class _Share:
@@ -293,8 +265,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         finally:
             shutil.rmtree(shared, ignore_errors=True)
     else:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        yield Path(out)
+        yield made_folder(out)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
+from octavo.recovery.evaluate import real
 
 Loss = Callable[[Any, Any], Tensor]  # (what the network returns, the batch) → a scalar
 Distance = Callable[[Any, Any], Tensor]  # (outputs, the float network's outputs) → a scalar
@@ -58,3 +59,38 @@ class Objective:
                 wanted = self.graph(*args, **kwargs)
             terms.append(self.distill(outputs, wanted))
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+
+def check_loss(value: Any, *, batch: int, epoch: int) -> None:
+    """Raise QuantizationError for a loss that nothing can be learned from."""
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"the loss is {_shown(value)}",
+            remedy="let loss and distill return one number that was computed from the outputs with torch: a tensor []",
+        )
+    if not torch.isfinite(value):
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"the loss of batch {batch} in epoch {epoch} is {value.item()}",
+            remedy="lower the learning rate, or look for NaN in the data and for a loss that overflows",
+        )
+
+
+def one_number(value: Any) -> float:
+    """What `evaluate` returned; QuantizationError if it is not one finite number."""
+    found = real(value, "train with rounding by what evaluate returned")
+    if found.numel() != 1 or not torch.isfinite(found).all():
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"evaluate returned {_shown(value)}",
+            remedy="let it return one finite number: the score of the network",
+        )
+    return found.item()
+
+
+def _shown(value: Any) -> str:
+    """One number as it is, else the type and shape."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"a tensor {list(value.shape)}"
+    return f"{value.item()}, cut off from the outputs" if isinstance(value, Tensor) else repr(value)[:80]

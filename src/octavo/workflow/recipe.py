@@ -18,7 +18,7 @@ from typing import Any, Literal
 from rich.console import Console
 from torch import nn
 
-from octavo.arguments import checked
+from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.export import private_copy
@@ -233,8 +233,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="octavo-") as temporary:
             yield Path(temporary)
     else:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        yield Path(out)
+        yield made_folder(out)
 
 
 def _reference(study: Study, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
