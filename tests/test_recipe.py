@@ -364,6 +364,30 @@ def test_labels_are_no_inputs(batch, inputs) -> None:
     assert str(found) == str(inputs)
 
 
+class Masked(nn.Module):
+    """A linear, and a mask that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(24, 6)
+
+    def forward(self, x, mask=None):
+        return self.head(x if mask is None else x * mask)
+
+
+def test_a_label_is_never_taken_for_an_optional_input() -> None:
+    model = Masked().eval()
+    x, mask = torch.randn(8, 24), torch.ones(8, 1)
+    arguments = {"calibration": [(x, mask)], "evaluate": lambda network: 1.0, **FAST}
+    with pytest.raises(QuantizationError, match=r"calibration: .* needs 1 and takes 2: .*; pass example="):
+        octavo.quantize(model, **arguments)
+    assert octavo.quantize(model, example=x, **arguments).model(x).shape == (8, 6)
+    assert octavo.quantize(model, example=(x, mask), **arguments).model(x, mask).shape == (8, 6)
+    assert first_inputs(model, [(x,)]) == (x,)
+    with pytest.raises(QuantizationError, match="needs 0 and takes any number"):
+        first_inputs(nn.Module(), [(x, mask)])  # whose forward takes *anything
+
+
 def test_an_iterator_is_read_once_and_kept(case) -> None:
     case["calibration"] = iter(case["calibration"])
     assert octavo.quantize(**case, max_drop=0.5, **FAST).met

@@ -177,7 +177,7 @@ def test_error_shrinks_with_bits_as_the_step_does(bits, calibrated) -> None:
 def test_affine_activations(calibrated) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).eval()
     nn.init.ones_(model[0].weight)
-    graph, params = calibrated(model, torch.randn(2, 1, 4, 4), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
+    graph, params = calibrated(model, torch.randn(2, 1, 1, 7), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
     values = {**params.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}  # steps of 0.01, zero is 100
     sim = simulate(graph, Params(plan=params.plan, method="hand", values=values))
     x = torch.tensor([-2.0, -1.0, -0.004, 0.0, 0.014, 1.0, 9.0]).reshape(1, 1, 1, 7)

@@ -21,6 +21,7 @@ import onnx
 from safetensors.torch import load as load_tensors
 
 from octavo import engines
+from octavo.arguments import checked
 from octavo.engines.check import Outputs
 from octavo.engines.container import Manifest, read_container, write_container
 from octavo.engines.evidence import evidence, from_evidence, remember_check, was_checked
@@ -71,6 +72,7 @@ class Artifact:
     expected: Outputs | None = None
 
 
+@checked
 def save(
     graph: Graph,
     params: Params,
@@ -143,6 +145,7 @@ def _store_params(found: QParams, store: TensorStore) -> StoredParams:
     return StoredParams(scale=store.add(found.scale), zero_point=store.add(found.zero_point))
 
 
+@checked
 def load(
     path: str | PathLike[str],
     *,

@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
 from octavo.engines.lowering.build import Lowering, Site
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
-from octavo.engines.signature import Signature, signature_of
+from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.files import built
 from octavo.network.calibrate import Params
@@ -36,6 +37,7 @@ from octavo.network.plan import layer_names
 from octavo.network.target import target_for
 
 
+@checked
 def compile_inductor(
     graph: Graph, params: Params | None, *, precision: Literal["f32", "bf16"] = "f32"
 ) -> "InductorModel":
@@ -159,7 +161,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class InductorModel:
+class InductorModel(Compiled):
     """A compiled network, called like the user's model, with tensors on the CPU.
 
     size_mb  megabytes (10⁶ bytes) of the compiled package
@@ -172,7 +174,7 @@ class InductorModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are only read, outputs are new tensors."""
         tensors = self._signature.flatten(args, kwargs)
-        outputs = self._run([tensor.detach().contiguous() for tensor in tensors.values()])
+        outputs = self._run(list(tensors.values()))
         return self._signature.unflatten(dict(zip(self._signature.tensors, outputs, strict=True)))
 
     def executions(self) -> dict[str, Execution]:

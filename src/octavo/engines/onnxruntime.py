@@ -7,12 +7,13 @@ import onnx
 import onnxruntime
 import torch
 
+from octavo.arguments import checked
 from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime_kernels import read_executions
 from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_activations
-from octavo.engines.signature import Signature, signature_of
+from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.files import scratch
 from octavo.network.calibrate import Params
@@ -24,6 +25,7 @@ from octavo.network.target import TARGETS
 INVALID = ["QDQPropagationTransformer"]
 
 
+@checked
 def compile_onnxruntime(
     graph: Graph,
     params: Params | None,
@@ -94,7 +96,7 @@ def _options(network: onnx.ModelProto) -> tuple[onnxruntime.SessionOptions, list
     return options, disabled + INVALID * signed_activations(network)
 
 
-class OnnxRuntimeModel:
+class OnnxRuntimeModel(Compiled):
     """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads.
 
     size_mb  megabytes (10⁶ bytes) of the ONNX model that it was compiled from

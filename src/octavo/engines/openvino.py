@@ -11,11 +11,12 @@ import onnx
 import openvino as ov
 import torch
 
+from octavo.arguments import checked
 from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.openvino_repairs import PRODUCTS, repair
-from octavo.engines.signature import Signature, signature_of
+from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
@@ -28,6 +29,7 @@ KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq",
 RECURRENT = {"LSTMSequence", "GRUSequence"}
 
 
+@checked
 def compile_openvino(
     graph: Graph,
     params: Params | None,
@@ -124,7 +126,7 @@ def _stem(name: str) -> str:
     return name.partition("/")[0]
 
 
-class OpenVINOModel:
+class OpenVINOModel(Compiled):
     """A compiled network, called like the user's model, with tensors on the CPU. May be called from several threads.
 
     size_mb  megabytes (10⁶ bytes) of the ONNX model that it was compiled from

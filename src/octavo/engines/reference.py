@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from octavo.arguments import checked
 from octavo.engines.execution import Execution
+from octavo.engines.signature import Compiled
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
-from octavo.network.graph import Graph
-from octavo.network.inputs import Numbers
+from octavo.network.graph import Graph, device_of
+from octavo.network.inputs import Inputs
 from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
@@ -66,6 +68,7 @@ class Quantize(nn.Module):
         return Integers(centred=_centred(quantize(x, params), params), params=params)
 
 
+@checked
 def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     """`graph` executed on integers; called like the user's model, on any device."""
 
@@ -75,7 +78,7 @@ def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
     module = insert(graph, params.plan, make)
     layers = compute_heavy(graph, params.plan.target)
     executions = {layers[node.name]: _execution(module, node) for node in module.graph.nodes if node.name in layers}
-    return ReferenceModel(module, tuple(graph.example_kwargs), Numbers(graph), executions)
+    return ReferenceModel(module, tuple(graph.example_kwargs), graph.inputs, executions)
 
 
 def _execution(module: GraphModule, node: Node) -> Execution:
@@ -93,18 +96,18 @@ def _gives_integers(module: GraphModule, source: Any) -> bool:
     return preserves_values(source) and any(_gives_integers(module, one) for one in source.all_input_nodes)
 
 
-class ReferenceModel(nn.Module):
+class ReferenceModel(Compiled, nn.Module):
     """Runs the graph node by node: integer kernels where both operands are integers, float elsewhere."""
 
     def __init__(
         self,
         module: GraphModule,
         keywords: tuple[str, ...],
-        numbers: Numbers,
+        inputs: Inputs,
         executions: dict[str, Execution],
     ) -> None:
         super().__init__()
-        self.module, self.keywords, self.numbers, self._executions = module, keywords, numbers, executions
+        self.module, self.keywords, self.inputs, self._executions = module, keywords, inputs, executions
 
     def executions(self) -> dict[str, Execution]:
         """{user's layer: how it runs} for every compute-heavy operation."""
@@ -112,7 +115,7 @@ class ReferenceModel(nn.Module):
 
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.numbers.check(args, kwargs)
+        self.inputs.check(args, kwargs, device=device_of(self.module))
         inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
         out = _IntegerInterpreter(self.module).run(*inputs, enable_io_processing=False)
         return self.module.graph.process_outputs(out)

@@ -8,63 +8,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, TreeSpec, tree_flatten_with_path, tree_unflatten
 
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
-from octavo.network.inputs import Indices, Numbers, Sizes
+from octavo.network.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
     """The inputs and outputs of a captured network.
 
-    entry    a module with the network's own forward signature that returns its inputs as a flat tuple; no parameters
-    inputs   name of every input, None for one that is no tensor: those were fixed by the example
-    dtypes   of every input that is a tensor
+    called   what a call is checked against
     outputs  for every leaf of the output, the name of a tensor or a `Constant`
     spec     how the leaves of the output are put together
-    numbers, sizes, indices  what a call is checked against
     """
 
-    entry: GraphModule
-    inputs: tuple[str | None, ...]
-    dtypes: Mapping[str, torch.dtype]
+    called: Inputs
     outputs: "tuple[str | Constant, ...]"
     spec: TreeSpec
-    numbers: Numbers
-    sizes: Sizes
-    indices: Indices
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a call by name; torch's own error if the call does not fit the network.
+        """The tensors of a call by name, contiguous on the CPU.
 
-        raises  QuantizationError for a tensor of another dtype or size than the network was captured with, for another
-                number, and for an index of an embedding that has no such row
+        raises  QuantizationError naming the input that the network cannot be called with
         """
-        self.numbers.check(args, kwargs)
-        leaves = self.entry(*args, **kwargs)
-        tensors = {name: leaf for name, leaf in zip(self.inputs, leaves, strict=True) if name is not None}
-        for name, tensor in tensors.items():
-            if tensor.dtype != self.dtypes[name]:
-                raise QuantizationError(
-                    asked=f"run on {tensor.dtype}",
-                    seen=f"the network was captured with {self.dtypes[name]}",
-                    remedy=f"pass {name}.to({self.dtypes[name]})",
-                    site=name,
-                )
-        self.sizes.check(tensors)
-        self.indices.check(tensors)
-        return tensors
+        tensors = self.called.check(args, kwargs)
+        return {name: _read_as_it_lies(tensor) for name, tensor in tensors.items()}
 
     def arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        """`flatten` as arrays on the CPU, which share the memory of contiguous tensors there."""
-        tensors = self.flatten(args, kwargs)
-        return {name: tensor.detach().contiguous().numpy(force=True) for name, tensor in tensors.items()}
+        """`flatten` as arrays, which share the memory of contiguous tensors on the CPU."""
+        return {name: tensor.numpy(force=True) for name, tensor in self.flatten(args, kwargs).items()}
 
     def unflatten(self, tensors: Mapping[str, Tensor]) -> Any:
         """What the network returns, from its output tensors by name."""
@@ -77,11 +53,27 @@ class Signature:
         return tuple(dict.fromkeys(leaf for leaf in self.outputs if isinstance(leaf, str)))
 
 
+class Compiled:
+    """What every engine's network is: code of this machine and process, which no copy can take along."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise QuantizationError(
+            asked=f"copy or pickle a {type(self).__name__}",
+            seen="it is compiled for this machine, and cannot leave its process",
+            remedy="octavo.save(graph, params, path), and octavo.load(path) wherever it is needed",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """A leaf of the output that is no tensor, such as None."""
 
     value: Any
+
+
+def _read_as_it_lies(tensor: Tensor) -> Tensor:
+    """Engines read the memory: what torch negates or conjugates on reading has to lie there as it is."""
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def signature_of(graph: Graph) -> Signature:
@@ -93,14 +85,9 @@ def signature_of(graph: Graph) -> Signature:
     info = tree_info(graph.module)
     inputs = [node for node in nodes if node.op == "placeholder"]
     return Signature(
-        entry=_entry(graph.module, inputs),
-        inputs=tuple(str(node.target) if isinstance(node.meta["val"], Tensor) else None for node in inputs),
-        dtypes={str(node.target): node.meta["val"].dtype for node in inputs if isinstance(node.meta["val"], Tensor)},
+        called=graph.inputs,
         outputs=_outputs(nodes[-1], info.out_spec, {str(node.target) for node in inputs}),
         spec=info.out_spec,
-        numbers=Numbers(graph),
-        sizes=Sizes(graph),
-        indices=Indices(graph),
     )
 
 
@@ -115,14 +102,6 @@ def output_nodes(module: GraphModule) -> list[Node]:
     (leaves,) = list(module.graph.nodes)[-1].args
     assert isinstance(leaves, list | tuple)
     return list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Node)))
-
-
-def _entry(module: GraphModule, inputs: list[Node]) -> GraphModule:
-    graph = FxGraph()
-    leaves = tuple(graph.placeholder(str(node.target)) for node in inputs)
-    graph.output(leaves)
-    graph.set_codegen(codegen_returning(module, None))
-    return GraphModule({"_in_spec": tree_info(module).in_spec}, graph)
 
 
 def codegen_returning(module: GraphModule, spec: TreeSpec | None) -> Any:

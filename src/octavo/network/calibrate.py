@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
+from octavo.arguments import check_fields, checked
 from octavo.errors import QuantizationError
 from octavo.network.bias import with_room_for_biases
 from octavo.network.edit import attribute
@@ -48,6 +49,10 @@ class Stats(Mapping[str, Histogram]):
     def __len__(self) -> int:
         return len(self.histograms)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With a plain dict: read-only views cannot be pickled."""
+        return Stats, (dict(self.histograms), self.samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
@@ -64,6 +69,7 @@ class Params:
     samples: tuple[Call, ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
         if missing:
             raise QuantizationError(
@@ -72,6 +78,14 @@ class Params:
                 remedy="choose the parameters from statistics of this very plan",
                 site=missing[0],
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With a plain dict: read-only views cannot be pickled."""
+        return _params, (self.plan, dict(self.values), self.method, self.notes, self.samples)
+
+
+def _params(plan: Plan, values: dict[str, QParams], method: str, notes: Any, samples: Any) -> Params:
+    return Params(plan=plan, values=MappingProxyType(values), method=method, notes=notes, samples=samples)
 
 
 class _Observer(nn.Module):
@@ -86,6 +100,7 @@ class _Observer(nn.Module):
         return x
 
 
+@checked
 def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}, and a few inputs: one pass over `batches` serves every method.
 
@@ -120,11 +135,11 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
-    args, kwargs = network_inputs(graph, batch)
-    samples.show(args, kwargs)
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
-    args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     try:
+        args, kwargs = network_inputs(graph, batch)
+        samples.show(args, kwargs)
+        args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         watched(*args, **kwargs)
     except QuantizationError as error:
         raise QuantizationError(
@@ -135,6 +150,7 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Sam
         ) from error
 
 
+@checked
 def choose_params(
     graph: Graph, plan: Plan, stats: Mapping[str, Histogram], by: RangeMethod | str = max_range
 ) -> Params:

@@ -1,6 +1,5 @@
 """torch.export of a private copy: ATen operations with a dynamic batch, or an error that names the user's line."""
 
-import copy
 import inspect
 import logging
 import traceback
@@ -19,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from octavo.errors import QuantizationError
+from octavo.network.private import private
 
 _FAILURE_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
@@ -26,13 +26,23 @@ _FAILURE_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch
 def private_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares no storage with `model`.
 
-    raises  QuantizationError for TorchScript, and if a lazy layer has no parameters yet
+    raises  QuantizationError for TorchScript, for parameters without values, and for what cannot be copied
     """
-    if isinstance(model, torch.jit.ScriptModule):
+    scripted = [name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
         raise QuantizationError(
             asked="capture a TorchScript module",
             seen="torch.export reads Python modules only",
             remedy="capture the nn.Module that it was scripted or traced from",
+            site=scripted[0] or None,
+        )
+    empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise QuantizationError(
+            asked=f"capture {type(model).__name__}",
+            seen="this parameter is on the meta device, which holds no values",
+            remedy='load the weights first: model.to_empty(device="cpu"), and then load_state_dict',
+            site=empty[0],
         )
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
@@ -42,10 +52,7 @@ def private_copy(model: nn.Module) -> nn.Module:
             remedy="call the model once on a batch of data, and then capture it",
             site=lazy[0],
         )
-    # deepcopy refuses tensors that a backward pass made, such as the weight that torch.nn.utils.weight_norm keeps.
-    attributes = (value for module in model.modules() for value in vars(module).values())
-    computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed}).eval()
+    return private(model).eval()
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes: tuple[int, ...]) -> GraphModule:

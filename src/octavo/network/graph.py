@@ -5,8 +5,10 @@ the same function and is called in the same way, but every operation stands in t
 attention and einsum are the matrix multiplications that they are (Wu et al. 2020, §4).
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,13 +16,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.batch_norm import fold_batch_norm, name_batch_norm
 from octavo.network.canonical import to_matmul
 from octavo.network.edit import copy_module
 from octavo.network.export import check_dynamic, export, private_copy
+from octavo.network.inputs import Inputs, check_example
 from octavo.network.passes import drop_effects, fold_constant_weights, loosen_views, remove_identities
 from octavo.network.recurrent import split_recurrent
+from octavo.network.soundness import check_sound
 
 Pass = Callable[[GraphModule], None]
 
@@ -52,10 +57,26 @@ class Graph:
     example_kwargs: dict[str, Any]
     dynamic_axes: tuple[int, ...]
 
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What it can be called with."""
+        return Inputs(self.module, self.example_args, self.example_kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from octavo.network.portable import packed, unpacked  # noqa: PLC0415 (it reads this file)
+
+        return unpacked, packed(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Graph":
+        args, kwargs = copy.deepcopy((self.example_args, self.example_kwargs), memo)
+        return replace(self, module=copy_module(self.module), example_args=args, example_kwargs=kwargs)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.inputs.check(args, kwargs, device=device_of(self.module))
         return self.module(*args, **kwargs)
 
 
+@checked
 def capture(
     model: nn.Module, example: Any, *, dynamic_axes: Sequence[int] = (0,), batch_norm: Literal["fold", "keep"] = "fold"
 ) -> Graph:
@@ -68,8 +89,10 @@ def capture(
     raises        QuantizationError naming the line of the user's module that cannot be exported
     """
     args, kwargs = call_arguments(example)
+    check_example(args, kwargs)
     args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
+    check_sound(module)
     for run in (PASSES if batch_norm == "fold" else LIVE).values():
         run(module)
     check_dynamic(module, dynamic_axes)
@@ -88,11 +111,22 @@ def call_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def network_inputs(graph: Graph, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of `batch` that the network reads; labels after or beside them are left out."""
+    """(args, kwargs) of `batch` that the network reads; labels after or beside them are left out.
+
+    raises  QuantizationError naming the input that the network cannot be called with
+    """
     if not graph.example_args and isinstance(batch, tuple | list) and batch:
         batch = batch[0]  # (dict of keyword inputs, labels)
     args, kwargs = call_arguments(batch)
-    return args[: len(graph.example_args)], {name: kwargs[name] for name in graph.example_kwargs if name in kwargs}
+    args = args[: len(graph.example_args)]
+    kwargs = {name: kwargs[name] for name in graph.example_kwargs if name in kwargs}
+    graph.inputs.check(args, kwargs)
+    return args, kwargs
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where the parameters of `module` are; None if it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
 
 
 def clone(graph: Graph) -> Graph:

@@ -10,6 +10,7 @@ from itertools import count
 
 from torch.fx import Node
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
@@ -77,6 +78,7 @@ class Plan:
     coverage: Coverage
 
 
+@checked
 def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Target | str = "openvino") -> Plan:
     """Where `graph` is quantized for `target`.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 from octavo.numerics.scheme import Scheme
 
@@ -47,6 +48,9 @@ class Rule:
     bits: int | None = None
     scheme: Scheme | None = None
     exact: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def matches(self, site: Site) -> bool:
         """Whether this rule speaks of `site`."""

@@ -1,13 +1,19 @@
 """Simulation: the float network that rounds where the integers will. For scoring and for training, never for timing."""
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from octavo.arguments import checked
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
-from octavo.network.inputs import Numbers
+from octavo.network.graph import device_of as module_device
+from octavo.network.inputs import Inputs
 from octavo.network.insert import insert
 from octavo.network.origin import SIMULATION, Origin, remember
 from octavo.network.plan import Quantizer
@@ -33,6 +39,7 @@ class FakeQuantize(nn.Module):
         return f"{self.scheme.bits} bits, {'signed' if self.scheme.signed else 'unsigned'}"
 
 
+@checked
 def simulate(graph: Graph, params: Params) -> GraphModule:
     """A module called like the user's model, with the user's parameter names, that rounds as the integers will.
 
@@ -44,18 +51,39 @@ def simulate(graph: Graph, params: Params) -> GraphModule:
 
     module = insert(graph, params.plan, make)
     vars(module)["extra_repr"] = _purpose
-    module.register_forward_pre_hook(_CheckNumbers(graph), with_kwargs=True)
+    check_calls(module, graph)
+    copy_by(module, simulate, graph, params)
     return remember(module, Origin(graph=graph, params=params, engine=SIMULATION))
 
 
-class _CheckNumbers:
-    """Before every call: that the arguments which are no tensors are those of the captured network."""
+def check_calls(module: nn.Module, graph: Graph) -> None:
+    """Let `module`, called like `graph`, raise QuantizationError for inputs that it was not captured for."""
+    module.register_forward_pre_hook(partial(_check_call, graph.inputs), with_kwargs=True)
 
-    def __init__(self, graph: Graph) -> None:
-        self.numbers = Numbers(graph)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.numbers.check(args, kwargs)
+def _check_call(inputs: Inputs, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not torch.compiler.is_compiling():  # a tracer's inputs hold no values
+        inputs.check(args, kwargs, device=module_device(module))
+
+
+def copy_by(module: GraphModule, make: Callable[..., GraphModule], graph: Graph, params: Params) -> None:
+    """Let a copy or a pickle of `module`, which is make(graph, params), be made anew and given the state it has now."""
+
+    def state(self: GraphModule) -> tuple[Any, ...]:
+        return make, graph, params, self.state_dict(), self.training
+
+    own: Any = type(module)  # torch gives every GraphModule a class of its own
+    own.__reduce__ = lambda self: (_made_again, state(self))
+    own.__deepcopy__ = lambda self, memo: _made_again(*copy.deepcopy(state(self), memo))
+
+
+def _made_again(
+    make: Callable[..., GraphModule], graph: Graph, params: Params, state: dict[str, Tensor], training: bool
+) -> GraphModule:
+    module = make(graph, params)
+    module.load_state_dict(state, strict=False)  # it may lack constants that a state does not keep
+    module.training = training
+    return module
 
 
 def _purpose() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.residual import Branches
@@ -44,6 +45,9 @@ class Target:
     residual: Branches = "skip"
     convolution_outputs: bool = False
     float_operations: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 TARGETS: dict[str, Target] = {

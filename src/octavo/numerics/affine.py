@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 from octavo.numerics.scheme import Scheme
 
@@ -29,6 +30,7 @@ class QParams:
     scheme: Scheme
 
     def __post_init__(self) -> None:
+        check_fields(self)
         seen = self._violation()
         if seen is not None:
             raise QuantizationError(

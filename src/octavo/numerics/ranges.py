@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.numerics.affine import params_from_range
 from octavo.numerics.histogram import MANTISSA_BITS, Buckets, Counts, Floats, Histogram
@@ -27,11 +28,13 @@ BINS_PER_OCTAVE = 1 << MANTISSA_BITS
 ATOM_NEIGHBOURS = 2 * ATOM_WINDOW * BINS_PER_OCTAVE  # buckets in the window, at least
 
 
+@checked
 def max_range(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     """The exact range seen: nothing is clipped (Wu et al. 2020, §3.4). QuantizationError if no value was seen."""
     return _range(histogram, scheme, _largest(histogram))
 
 
+@checked
 def percentile(p: float) -> RangeMethod:
     """The method whose range holds p % of the values, clipping those largest in magnitude (Wu et al. 2020, §3.4).
 
@@ -44,6 +47,7 @@ def percentile(p: float) -> RangeMethod:
             asked=f"clip at percentile {p}", seen="it is not above 0 and at most 100", remedy="use 99.9 or 99.99"
         )
 
+    @checked
     def method(histogram: Histogram, scheme: Scheme = INT8) -> Range:
         largest = _largest(histogram)
         magnitudes = histogram.magnitudes()
@@ -55,6 +59,7 @@ def percentile(p: float) -> RangeMethod:
     return method
 
 
+@checked
 def mse(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     """The range of least expected squared error, clipping and rounding together.
 
@@ -71,6 +76,7 @@ def mse(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     return _range(histogram, scheme, chosen)
 
 
+@checked
 def entropy(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     """The range that loses least information: minimal Kullback–Leibler divergence KL(P‖Q) (Wu et al. 2020, §3.4).
 

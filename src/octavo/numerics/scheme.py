@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 
 
@@ -37,6 +38,7 @@ class Scheme:
     block: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         asked = f"describe a tensor by {self}"
         if not 2 <= self.bits <= 8:
             raise QuantizationError(

@@ -56,8 +56,15 @@ def prepared(module: nn.Module, optimizer: MakeOptimizer, rate: float, accelerat
     In mixed precision its `forward` would go on computing in 16 bits, and no longer be the simulation.
     """
     own = set(vars(module))
+    made = optimizer([p for p in module.parameters() if p.requires_grad], rate)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise QuantizationError(
+            asked="train with rounding",
+            seen=f"optimizer returned a {type(made).__name__}",
+            remedy="let optimizer(parameters, rate) return a torch.optim.Optimizer",
+        )
     try:
-        yield accelerator.prepare(module, optimizer([p for p in module.parameters() if p.requires_grad], rate))
+        yield accelerator.prepare(module, made)
     finally:
         for name in set(vars(module)) - own:
             delattr(module, name)
@@ -121,7 +128,11 @@ class _Share:
     def __iter__(self) -> Iterator[Any]:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         for batch in itertools.islice(self.batches, rank, len(self) * ranks, ranks):
-            yield tree_map(lambda x: x.to(self.accelerator.device) if isinstance(x, Tensor) else x, batch)
+            yield tree_map(self._moved, batch)
+
+    def _moved(self, leaf: Any) -> Any:
+        movable = isinstance(leaf, Tensor) and not leaf.is_meta  # the network's inputs are checked where it is run
+        return leaf.to(self.accelerator.device) if movable else leaf
 
 
 def batches_of(train: Iterable[Any]) -> int:

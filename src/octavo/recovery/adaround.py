@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.arguments import checked
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, is_constant
 from octavo.network.graph import Graph
@@ -30,6 +31,7 @@ STRETCH = (-0.1, 1.1)  # h is a sigmoid stretched to this and cut at 0 and 1, so
 BETA = (20.0, 2.0)  # first and last
 
 
+@checked
 def learn_rounding(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Weights on their integers' grid, rounded as the layer's output asks; scales stay. See above.
 

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.numerics.decibels import decibels
 
@@ -35,6 +37,7 @@ def mean_score(scores: Tensor, index: Tensor) -> float:
     return scores[index].double().mean().item()
 
 
+@checked
 def paired_interval(
     reference: Tensor,
     other: Tensor,
@@ -54,6 +57,12 @@ def paired_interval(
                       samples; one sample gives [−inf, inf]
     raises            QuantizationError for no samples, different numbers of samples, or a score that is NaN
     """
+    if not 0 < confidence < 1 or resamples < 1:
+        raise QuantizationError(
+            asked=f"find an interval with confidence={confidence} from resamples={resamples}",
+            seen="a confidence lies between 0 and 1, and there has to be a resample",
+            remedy="leave them as they are by default",
+        )
     samples = _same_samples(reference, other)
     drop = _drop(score, reference, other, torch.arange(samples))
     if samples == 1:
@@ -68,26 +77,27 @@ def paired_interval(
 
 
 def _same_samples(reference: Tensor, other: Tensor) -> int:
-    if len(reference) != len(other) or len(reference) == 0:
+    if not reference.ndim or not other.ndim or len(reference) != len(other) or len(reference) == 0:
         raise QuantizationError(
             asked="compare two networks sample by sample",
-            seen=f"there are {len(reference)} samples of one and {len(other)} of the other",
+            seen=f"their shapes are {list(reference.shape)} and {list(other.shape)}, with samples along axis 0",
             remedy="score both on the same samples, at least one",
         )
     return len(reference)
 
 
 def _drop(score: Score, reference: Tensor, other: Tensor, index: Tensor) -> float:
-    drop = score(reference, index) - score(other, index)
-    if math.isnan(drop):
+    scores: tuple[Any, Any] = score(reference, index), score(other, index)
+    if not all(isinstance(one, Real) and not math.isnan(one) for one in scores):
         raise QuantizationError(
             asked="compare two networks sample by sample",
-            seen="the score of one of them is NaN",
-            remedy="look for NaN in its predictions, and give samples that the metric does not know a score",
+            seen=f"the score of one of them is NaN, or no number: {scores[0]!r} and {scores[1]!r}",
+            remedy="look for NaN in its predictions, and let score return a float for all samples",
         )
-    return drop
+    return float(scores[0] - scores[1])
 
 
+@checked
 def sqnr_db(reference: Any, other: Any) -> float:
     """Signal to quantization noise in decibels, 10·log₁₀(Σ reference² / Σ (reference − other)²), over all outputs.
 
@@ -129,20 +139,44 @@ def leaf_pairs(reference: Any, other: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _leaves(outputs: Any) -> list[Tensor]:
-    return [torch.as_tensor(leaf).detach().cpu().double() for leaf in tree_leaves(outputs)]
+    return [real(leaf, "compare the outputs of two networks") for leaf in tree_leaves(outputs)]
 
 
+def real(value: Any, asked: str) -> Tensor:
+    """`value`, a number or numbers in whatever form, as a tensor in float64 on the CPU.
+
+    raises  QuantizationError for what is no number, or a complex one
+    """
+    try:
+        tensor = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise QuantizationError(
+            asked=asked,
+            seen=f"a {type(value).__name__} is no number, and no list, array or tensor of numbers",
+            remedy="give numbers, or tensors of them",
+        ) from error
+    if tensor.is_complex() or tensor.is_meta:
+        raise QuantizationError(
+            asked=asked,
+            seen="numbers are complex" if tensor.is_complex() else "a tensor on the meta device holds no values",
+            remedy="give real numbers, .abs() of complex ones for example",
+        )
+    return (tensor.to_dense() if tensor.layout is not torch.strided else tensor).cpu().double()
+
+
+@checked
 def agreement(reference: Tensor, other: Tensor) -> float:
     """Percentage of rows in which the largest entry of [N, ..., classes] stands in the same place.
 
     raises  QuantizationError for no rows, different shapes, or NaN
     """
-    if reference.shape != other.shape or reference.numel() == 0:
+    if reference.shape != other.shape or reference.ndim == 0 or reference.numel() == 0:
         raise QuantizationError(
             asked="measure how often two networks agree",
             seen=f"their predictions have shapes {list(reference.shape)} and {list(other.shape)}",
             remedy="give predictions [N, ..., classes] of both for the same samples",
         )
+    reference, other = (real(one, "measure how often two networks agree") for one in (reference, other))
     if reference.isnan().any() or other.isnan().any():
         raise QuantizationError(
             asked="measure how often two networks agree",
@@ -170,6 +204,7 @@ class Latencies(dict[str, Latency]):
         return self[a].median_ms / self[b].median_ms
 
 
+@checked
 def latency_ms(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3, seed: int = 0
 ) -> Latencies:
@@ -181,11 +216,11 @@ def latency_ms(
 
     raises  QuantizationError for no contestants or fewer than one round
     """
-    if not contestants or rounds < 1:
+    if not contestants or rounds < 1 or warmup < 0:
         raise QuantizationError(
             asked="time callables",
-            seen=f"there are {len(contestants)} of them and {rounds} rounds",
-            remedy="give at least one of each",
+            seen=f"there are {len(contestants)} of them, rounds={rounds} and warmup={warmup}",
+            remedy="give at least one callable and one round",
         )
     times: dict[str, list[float]] = {name: [] for name in contestants}
     order, shuffle = list(contestants), random.Random(seed)
@@ -211,9 +246,14 @@ def _latency(times: list[float]) -> Latency:
     return Latency(median_ms=median, p10_ms=p10, p90_ms=p90, rounds=len(times))
 
 
+@checked
 def size_mb(what: nn.Module | Path) -> float:
     """Megabytes (10⁶ bytes): a module's parameters and buffers, each counted once; a file; or all files in a folder."""
     if isinstance(what, nn.Module):
         return sum(tensor.nbytes for tensor in [*what.parameters(), *what.buffers()]) / 1e6
+    if not what.exists():
+        raise QuantizationError(
+            asked="measure a size", seen="there is nothing at this path", remedy="check it", site=str(what)
+        )
     files = [file for file in what.rglob("*") if file.is_file()] if what.is_dir() else [what]
     return sum(file.stat().st_size for file in files) / 1e6

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.files import scratch
 from octavo.machine import versions_of
@@ -31,7 +32,7 @@ from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
 from octavo.recovery.accelerated import Feed, MakeOptimizer, accelerated, batches_of, everywhere, prepared
 from octavo.recovery.checkpoint import Checkpoint, Epoch, History, best_epoch
-from octavo.recovery.objective import Distance, Loss, Objective, distance
+from octavo.recovery.objective import Distance, Loss, Objective, check_loss, distance, one_number
 from octavo.recovery.schedule import Schedule, paper_schedule
 from octavo.recovery.trainable import Ranges, Weights, trainable, trained
 
@@ -50,6 +51,7 @@ def sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimize
     return torch.optim.SGD(parameters, rate, momentum=0.9)
 
 
+@checked
 def fit(
     module: nn.Module,
     *,
@@ -90,11 +92,19 @@ def fit(
     batches_of(train)
     if loss is None and distill is None:
         distill = distance
+    if accelerator is not None and not hasattr(accelerator, "prepare"):
+        raise QuantizationError(
+            asked=f"train with accelerator={accelerator!r}",
+            seen="it cannot prepare a module for training",
+            remedy="pass an accelerate.Accelerator, or leave it out",
+        )
     objective = Objective(graph, loss, distill)
 
     def metric() -> float | None:
         return (
-            None if evaluate is None else by_first(lambda: float(evaluate(simulate(*trained(graph, params, module)))))
+            None
+            if evaluate is None
+            else by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
         )
 
     with (
@@ -124,6 +134,7 @@ def fit(
     return History(epochs=tuple(history), best=best_epoch(history, higher_is_better))
 
 
+@checked
 def finetune(
     graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed", **options: Any
 ) -> Trained:
@@ -167,12 +178,7 @@ def _loss(run: Callable[..., Any], objective: Objective, batch: Any, accelerator
     args, kwargs = network_inputs(objective.graph, batch)
     with accelerator.autocast():
         value = objective(run(*args, **kwargs), batch, args, kwargs)
-    if not torch.isfinite(value):
-        raise QuantizationError(
-            asked="train with rounding",
-            seen=f"the loss of batch {at[1]} in epoch {at[0]} is {value.item()}",
-            remedy="lower the learning rate, or look for NaN in the data and for a loss that overflows",
-        )
+    check_loss(value, batch=at[1], epoch=at[0])
     return value
 
 
@@ -220,7 +226,7 @@ def _device(graph: Graph) -> torch.device:
 def _folder(out: str | Path | None) -> Iterator[Path]:
     """`out`, or one of rank 0 that is gone after the block."""
     with ExitStack() as stack:
-        found = by_first(lambda: stack.enter_context(scratch()) if out is None else Path(out))
+        found = by_first(lambda: stack.enter_context(scratch()) if out is None else made_folder(out))
         yield found
 
 

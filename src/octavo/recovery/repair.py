@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import is_constant
@@ -26,6 +27,7 @@ Repair = Callable[[Graph, Params, Iterable[Any]], tuple[Graph, Params]]
 SHARES = tuple(0.30 + 0.05 * step for step in range(15))  # of a calibrated range that refinement tries: 0.3 … 1
 
 
+@checked
 def correct_bias_analytically(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Take the mean error of each layer's rounded weights, (W_q − W)·E[x], out of its bias (Nagel et al. 2019, §4.2).
 
@@ -39,6 +41,7 @@ def correct_bias_analytically(graph: Graph, params: Params, batches: Iterable[An
     return walk(graph, params, batches, fix)
 
 
+@checked
 def correct_bias(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Make each layer's mean output that of the float network, measured with all before it rounded and corrected."""
 
@@ -58,6 +61,7 @@ def _mean_error(layer: Layer, outputs: list[Tensor]) -> Tensor:
     return total / max(count, 1)
 
 
+@checked
 def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Shrink each activation's range, to the share in SHARES at which its first reader's output is nearest to float."""
     seen: set[str] = set()
@@ -99,6 +103,7 @@ REPAIRS: Mapping[str, Repair] = {
 SAME_FUNCTION = ("equalize", "migrate", "refine_ranges")
 
 
+@checked
 def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable[str]) -> tuple[Graph, Params]:
     """Every repair of `names`, one after the other.
 

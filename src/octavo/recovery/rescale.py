@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from octavo.arguments import checked
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
@@ -29,6 +30,7 @@ LARGEST = 100.0  # a channel is not moved further than by this factor, nor by on
 SHARE = 0.5  # α: how much of an outlier's size goes into the weights (Xiao et al. 2023, eq. 4)
 
 
+@checked
 def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Give each channel between two layers the same range in both weights (Nagel et al. 2019, §4.1).
 
@@ -104,6 +106,7 @@ def _equalize(graph: Graph, first: Node, second: Node) -> float:
     return float(by.log().abs().max())
 
 
+@checked
 def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """Move outlying channels between a layer-norm and the linears that read it into their weights (Xiao et al. 2023).
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from octavo.arguments import check_fields
+
 EPOCHS, LEARNING_RATE, LAST = 0.1, 0.01, 0.01  # of the original epochs; of its rate; of the first rate
 
 
@@ -13,6 +15,9 @@ class Schedule:
     epochs: int
     learning_rate: float
     last: float = LAST
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` of `steps`."""

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
-from octavo.recovery.evaluate import sqnr_db
+from octavo.recovery.evaluate import real, sqnr_db
 from octavo.recovery.stepwise import (
     Operation,
     Values,
@@ -55,6 +56,7 @@ def output_noise(reference: Any, output: Any, batch: Any) -> float:
     return float(10.0 ** (-sqnr_db(reference, output) / 10))
 
 
+@checked
 def exact(
     graph: Graph, params: Params, batches: Iterable[Any], loss: Loss = output_noise, *, progress: bool = False
 ) -> tuple[Sensitivity, ...]:
@@ -82,6 +84,7 @@ def exact(
     return tally.sensitivities()
 
 
+@checked
 def fast(
     graph: Graph, params: Params, batches: Iterable[Any], *, probes: int = 1, seed: int = 0
 ) -> tuple[Sensitivity, ...]:
@@ -115,6 +118,7 @@ def fast(
     return tally.sensitivities()
 
 
+@checked
 def rank_correlation(a: Sequence[Sensitivity], b: Sequence[Sensitivity]) -> float:
     """Spearman's ρ between the losses of the same layers, in [−1, 1]; equal losses share their mean rank.
 
@@ -230,14 +234,15 @@ def _loss_of(layer: str, loss: Loss, *arguments: Any) -> float:
 
 
 def _not_nan(layer: str, loss: float) -> float:
-    if math.isnan(loss):
+    found = real(loss, "measure what quantizing this layer alone loses, by what loss returned")
+    if found.numel() != 1 or math.isnan(found.item()):
         raise QuantizationError(
             asked="measure what quantizing this layer alone loses",
-            seen="the loss is NaN",
+            seen="the loss is NaN" if found.numel() == 1 else f"loss returned {found.numel()} numbers",
             remedy="look for NaN in the inputs, and for a division by zero in the network or the loss",
             site=layer,
         )
-    return float(loss)
+    return found.item()
 
 
 def _ratio(noise: float, signal: float) -> float:

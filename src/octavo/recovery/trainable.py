@@ -8,6 +8,7 @@ activations are fixed at their calibrated values, as in the paper, or learned; r
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.batch_norm import fold_batch_norm
 from octavo.network.calibrate import Params
@@ -24,7 +26,7 @@ from octavo.network.graph import Graph
 from octavo.network.insert import insert, place
 from octavo.network.origin import TRAINING, Origin, remember
 from octavo.network.plan import Plan, Quantizer, make_plan
-from octavo.network.simulate import FakeQuantize
+from octavo.network.simulate import FakeQuantize, check_calls, copy_by
 from octavo.numerics.affine import SMALLEST_SCALE, QParams, params_from_tensor, round_through
 from octavo.numerics.scheme import Scheme
 
@@ -95,6 +97,7 @@ class LiveBatchNorm(nn.Module):
         return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.epsilon)
 
 
+@checked
 def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed") -> GraphModule:
     """A module called like the user's model, with the user's parameter names, to be trained by any loop.
 
@@ -114,6 +117,8 @@ def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", rang
     _enliven(module)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    check_calls(module, graph)
+    copy_by(module, partial(trainable, weights=weights, ranges=ranges), graph, params)
     return remember(module, Origin(graph=graph, params=params, engine=TRAINING))
 
 
@@ -131,6 +136,7 @@ def _enliven(module: GraphModule) -> None:
     module.recompile()
 
 
+@checked
 def trained(graph: Graph, params: Params, module: nn.Module) -> tuple[Graph, Params]:
     """(`graph` with the parameters that `module` has now, its scales); batch-norm folded. `graph` stays as it is.
 
@@ -139,13 +145,22 @@ def trained(graph: Graph, params: Params, module: nn.Module) -> tuple[Graph, Par
     """
     own = copy_module(graph.module)
     state = module.state_dict()
+    places = [place(graph, index, quantizer) for index, quantizer in enumerate(params.plan.quantizers)]
+    known = {name for name, _ in module.named_modules()}
+    lacking = [name for name in own.state_dict() if name not in state] + [name for name in places if name not in known]
+    if lacking:
+        raise QuantizationError(
+            asked="take the parameters of a trained module",
+            seen=f"the module has no {lacking[0]}: it was not made from this graph and these params",
+            remedy="pass what trainable(graph, params) returned, with the same graph and params",
+        )
     own.load_state_dict({name: state[name] for name in own.state_dict()})
     for name, parameter in own.named_parameters():
         parameter.requires_grad_(graph.module.get_parameter(name).requires_grad)
     found = replace(graph, module=own)
     values = dict(params.values)
-    for index, quantizer in enumerate(params.plan.quantizers):
-        rounding = module.get_submodule(place(graph, index, quantizer))
+    for path, quantizer in zip(places, params.plan.quantizers, strict=True):
+        rounding = module.get_submodule(path)
         if isinstance(rounding, FollowingWeight):
             weight = _weight(found, quantizer)
             values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)

@@ -1,7 +1,8 @@
 """What `quantize` takes from the calibration data: an example, a few batches, and statistics that the study keeps."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import math
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,25 @@ REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep ever
 def first_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
     """The first batch, without the labels behind the inputs that `model.forward` does not take.
 
-    raises  QuantizationError for no batches
+    raises  QuantizationError for no batches, and for one whose last items may be inputs or labels: `forward` takes
+            them, but does not need them
     """
     batch = _first(batches)
     if not isinstance(batch, tuple | list):
         return batch
     if batch and isinstance(batch[0], Mapping):
         return batch[0]
-    signature = inspect.signature(model.forward)
-    fitting = [count for count in range(len(batch), 0, -1) if _fits(signature, batch[:count])]
-    return tuple(batch[: fitting[0]] if fitting else batch)
+    required, taken = _takes(model)
+    if len(batch) > required and taken > required and len(batch) > 1:
+        raise QuantizationError(
+            asked="find the inputs of the network in a batch",
+            seen=f"it has {len(batch)} items, and {type(model).__name__}.forward needs {required} and takes "
+            f"{'any number' if math.isinf(taken) else taken}: what follows may be an input or a label",
+            remedy="pass example=, with what the network is to read of a batch: example=batch[0] for the first item "
+            "alone, example=batch[:2] for two; what is behind them is left out",
+            site="calibration",
+        )
+    return tuple(batch[:required] if taken == required and required else batch)
 
 
 def _first(batches: Iterable[Any]) -> Any:
@@ -48,12 +58,12 @@ def _none() -> QuantizationError:
     )
 
 
-def _fits(signature: inspect.Signature, args: Sequence[Any]) -> bool:
-    try:
-        signature.bind(*args)
-    except TypeError:
-        return False
-    return True
+def _takes(model: nn.Module) -> tuple[int, float]:
+    """How many positional inputs `model.forward` needs, and how many it takes."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = sum(one.default is one.empty for one in positional)
+    return needed, math.inf if any(one.kind is one.VAR_POSITIONAL for one in parameters) else len(positional)
 
 
 def for_repairs(graph: Graph, batches: Iterable[Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import engines
+from octavo.arguments import checked
 from octavo.engines import available
 from octavo.engines.check import ENOUGH_DB, nearness, ran
 from octavo.engines.faults import EngineFaultError, compile_right
@@ -22,6 +23,7 @@ from octavo.workflow.trial import AUTO
 LOG = logging.getLogger("octavo")
 
 
+@checked
 def compile(
     graph: Graph, params: Params | None, *, engine: str = "openvino", check: bool = True, **options: Any
 ) -> engines.Compiled:
@@ -74,6 +76,7 @@ def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> e
     return network
 
 
+@checked
 def export(graph: Graph, params: Params | None, path: str | PathLike[str]) -> None:
     """Write the network as one ONNX model with QuantizeLinear and DequantizeLinear, for any engine that reads them.
 
@@ -85,7 +88,12 @@ def export(graph: Graph, params: Params | None, path: str | PathLike[str]) -> No
     from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
     from octavo.engines.tensorrt import check_tensorrt  # noqa: PLC0415
 
+    path = Path(path)
+    if path.is_dir():
+        raise QuantizationError(
+            asked="write an ONNX model", seen="this path is a folder", remedy="name a file in it", site=str(path)
+        )
     model = export_onnx(graph, params)
     if params is not None and params.plan.target.name == "tensorrt":
         check_tensorrt(model)
-    write(Path(path), model.SerializeToString())
+    write(path, model.SerializeToString())

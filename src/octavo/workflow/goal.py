@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
-from octavo.recovery.evaluate import paired_interval
+from octavo.recovery.evaluate import paired_interval, real
 
 Evaluate = Callable[..., Any]
 
@@ -72,6 +73,7 @@ class Goal:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0 and 0 < self.confidence < 1):
             raise QuantizationError(
                 asked=f"stay within a drop of {self.max_drop} with confidence {self.confidence}",
@@ -193,10 +195,7 @@ def _as_score(value: Any) -> Score:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     """Finite numbers, at least one: of a number, a list, an array, a tensor."""
-    try:
-        found = torch.as_tensor(value, dtype=torch.float64).detach().cpu().flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _no_score(f"a {type(value).__name__} ({str(error).splitlines()[0][:120]})") from error
+    found = real(value, "score a network by what evaluate returned").flatten()
     if found.numel() == 0:
         raise _no_score("no scores")
     if not bool(torch.isfinite(found).all()):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from octavo import engines
+from octavo.arguments import checked
 from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
@@ -64,6 +65,7 @@ class Choice:
         return "; ".join(lines)
 
 
+@checked
 def choose_engine(
     graph: Graph, params: Params, example: Any = None, *, check: bool = True, rounds: int = 15
 ) -> tuple[engines.Compiled, Choice]:
@@ -73,6 +75,12 @@ def choose_engine(
     check    leave out engines that do not agree with the simulation
     raises   QuantizationError if no engine can run the network as the simulation says
     """
+    if rounds < 1:
+        raise QuantizationError(
+            asked=f"time engines with rounds={rounds}",
+            seen="there has to be one",
+            remedy="leave it as it is by default",
+        )
     args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
     contestants = dict.fromkeys(_integer(), params)
     candidates, latencies, rejected = _race(graph, contestants, (args, kwargs), check=check, rounds=rounds)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from torch import nn
 
+from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
 from octavo.network.calibrate import Params
@@ -52,6 +53,7 @@ from octavo.workflow.trial import (
 from octavo.workflow.view import View
 
 
+@checked
 def quantize(
     model: nn.Module,
     *,
@@ -80,7 +82,8 @@ def quantize(
     evaluate      (network) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice, hopeless
                   candidates are abandoned half-way
     max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
-    example       by default the first calibration batch, without what `forward` does not take
+    example       by default the first calibration batch, without what `forward` does not take; where it takes more than
+                  it needs, say here what the network is to read of a batch
     rules, target see `make_plan`; by default everything, for the engine
     engine        that candidates are scored on: "auto" measures which is the fastest here that is right
     prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
@@ -233,9 +236,9 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
             yield temporary
     else:
         with said_of(Path(out)):
-            Path(out).mkdir(parents=True, exist_ok=True)
-        sweep(Path(out))
-        yield Path(out)
+            folder = made_folder(out)
+        sweep(folder)
+        yield folder
 
 
 def _reference(folder: Path, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.arguments import checked
 from octavo.engines import compile
 from octavo.engines.sites import returning_sites
 from octavo.errors import QuantizationError
@@ -63,6 +64,7 @@ class Distance:
         )
 
 
+@checked
 def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) -> Distance:
     """The distance of `b` from `a` over `inputs`, batches in the form of `capture`'s example.
 
