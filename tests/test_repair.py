@@ -9,12 +9,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
+import octavo
+from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
+from octavo.numerics import Scheme
 from octavo.recovery.adaround import learn_rounding
 from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
 from octavo.recovery.rescale import equalize, migrate
@@ -264,3 +267,31 @@ def test_notes_survive(name, calibrated) -> None:
     params = replace(params, notes=("left in float: 2, because an engine computes it wrongly", "0.input: range ends"))
     notes = repair(graph, params, [torch.randn(16, 6)], [name])[1].notes
     assert notes == (params.notes[:1] if name in ("equalize", "migrate") else params.notes)
+
+
+def narrow(histogram: octavo.Histogram, scheme: Scheme) -> tuple[float, float]:
+    """Half of what was seen."""
+    return 0.5 * min(0.0, histogram.minimum), 0.5 * histogram.maximum
+
+
+def test_scales_are_chosen_again_by_a_function_of_ones_own(tmp_path) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(64, 8)
+    graph = octavo.capture(model, x)
+    plan = octavo.make_plan(graph)
+    stats = octavo.observe(graph, plan, [x])
+
+    def largest(histogram: octavo.Histogram, scheme: Scheme) -> tuple[float, float]:
+        return narrow(histogram, scheme)
+
+    largest.__name__ = "max"  # is not the method of that name
+    for own in (narrow, largest):
+        params = octavo.choose_params(graph, plan, stats, own)
+        rescaled, found = octavo.repair(graph, params, [x], ["equalize"])
+        wanted = octavo.choose_params(rescaled, found.plan, octavo.observe(rescaled, found.plan, [x]), own)
+        for name, one in wanted.values.items():
+            assert torch.equal(found.values[name].scale, one.scale)
+    params = octavo.choose_params(graph, plan, stats, narrow)
+    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    loaded = read(tmp_path / "net.octavo")
+    with pytest.raises(QuantizationError, match="'narrow' is a function of your own, which was not saved"):
+        octavo.repair(loaded.graph, loaded.params, [x], ["equalize"])

@@ -1,7 +1,7 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -58,6 +58,7 @@ class Stats(Mapping[str, Histogram]):
 class Params:
     """The scale and zero-point of every quantizer of `plan`, chosen by `method`.
 
+    by       the method itself, if it is a function of the user's own: neither pickled nor saved
     notes    where a rule overruled the method, or an engine the plan, and why
     samples  a few of the inputs that calibration saw: every engine is checked on them
     """
@@ -67,6 +68,7 @@ class Params:
     method: str
     notes: tuple[str, ...] = ()
     samples: tuple[Call, ...] = field(default=(), repr=False, compare=False)
+    by: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -194,7 +196,25 @@ def choose_params(
         method=getattr(choose, "__name__", str(choose)),
         notes=tuple(note for name, note in notes.items() if name in values),
         samples=stats.samples if isinstance(stats, Stats) else (),
+        by=None if getattr(choose, "__module__", "") == method.__module__ else choose,
     )
+
+
+def method_of(params: Params) -> RangeMethod | str:
+    """What chose `params`, to choose others by it.
+
+    raises  QuantizationError for a function of the user's own that was left behind when they were saved or pickled
+    """
+    if params.by is not None:
+        return params.by
+    try:
+        return method(params.method)
+    except QuantizationError as error:
+        raise QuantizationError(
+            asked="choose scales again by the method of these parameters",
+            seen=f"{params.method!r} is a function of your own, which was not saved with them",
+            remedy="choose_params(graph, plan, stats, that function) makes parameters that have it",
+        ) from error
 
 
 @contextmanager

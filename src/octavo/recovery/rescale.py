@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.arguments import checked
-from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.calibrate import Params, choose_params, method_of, observe
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
@@ -169,7 +169,7 @@ def _largest_inputs(graph: Graph, names: set[str], batches: Iterable[Any]) -> di
 def _calibrated(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
     """`graph`, whose values have other ranges now, with scales by the same method; notes on the old ones go."""
     plan = make_plan(graph, params.plan.rules, target=params.plan.target)
-    chosen = choose_params(graph, plan, observe(graph, plan, batches), params.method)
+    chosen = choose_params(graph, plan, observe(graph, plan, batches), method_of(params))
     kept = tuple(note for note in params.notes if note.partition(": range ")[0] not in params.values)
     return graph, replace(chosen, notes=(*kept, *chosen.notes))
 
