@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 ALONE := $(BIN)/pytest -p no:xdist
 
-.PHONY: demo test slow fuzz peers lint format clean
+.PHONY: demo test slow rounds fuzz peers lint format clean
 
 demo: .venv/zoo ## quantize EfficientNet-Lite0, score it, time it
 	$(BIN)/octavo demo
@@ -17,6 +17,9 @@ test: lint ## what CI runs
 
 slow: .venv/test ## proofs that take minutes; run alone on the machine
 	$(ALONE) -m slow
+
+rounds: .venv/test ## the suite with fresh seeds, again and again until one fails
+	for round in $$(seq 20); do OCTAVO_SEED=fresh $(PYTEST) -m "not slow" || exit 1; done
 
 fuzz: .venv/test ## 20,000 mutations of saved networks and studies
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py
