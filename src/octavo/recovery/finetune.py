@@ -107,11 +107,9 @@ def fit(
     objective, steps = Objective(graph, loss, distill), len(loader)
 
     def metric() -> float | None:
-        return (
-            None
-            if evaluate is None
-            else by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
-        )
+        if evaluate is None:
+            return None
+        return by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
 
     with (
         _prepared(module, optimizer, schedule.learning_rate, accelerator) as (ready, maker),
