@@ -80,7 +80,12 @@ def cases(networks: dict[str, Callable[..., object]], x: Tensor) -> Iterator[Cas
     """Every bad call of every network."""
     for engine, network in networks.items():
         for bad, (args, kwargs) in calls(x).items():
-            yield Case(function=engine, bad=bad, named=("x:", "mask:", "y:"), call=partial(network, *args, **kwargs))
+            yield Case(
+                function=engine,
+                bad=bad,
+                named=("x:", "mask:", "y:", "argument 1, "),
+                call=partial(network, *args, **kwargs),
+            )
 
 
 def scores(model: nn.Module, x: Tensor) -> Iterator[Case]:

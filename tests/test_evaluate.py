@@ -83,8 +83,8 @@ def test_interval_of_one_sample_is_unbounded() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "seen"),
     [
-        (torch.zeros(0), torch.zeros(0), "0 samples of one and 0 of the other"),
-        (torch.zeros(3), torch.zeros(4), "3 samples of one and 4 of the other"),
+        (torch.zeros(0), torch.zeros(0), "0 samples of one and 0 samples of the other"),
+        (torch.zeros(3), torch.zeros(4), "3 samples of one and 4 samples of the other"),
         (torch.tensor([1.0, math.nan]), torch.zeros(2), "the score of one of them is NaN"),
     ],
 )

@@ -210,9 +210,3 @@ class AlwaysOn(nn.Module):
 def test_dropout_that_is_always_on_is_one_error_with_its_line(behind):
     with pytest.raises(QuantizationError, match=r"\(test_models.py:\d+, in forward: .*; pass training=self.training"):
         octavo.capture(AlwaysOn(behind).eval(), X)
-
-
-def test_random_numbers_are_one_error(network):
-    model = network(lambda self, x: self.a(x) + torch.randn_like(x), a=nn.Linear(4, 4))
-    with pytest.raises(QuantizationError, match=r"randn_like draws random numbers at every call.*make them an input"):
-        octavo.capture(model, X)

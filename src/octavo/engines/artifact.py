@@ -23,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from octavo import engines
 from octavo.arguments import checked
 from octavo.engines.check import Outputs
-from octavo.engines.container import Manifest, read_container, write_container
+from octavo.engines.container import Manifest, check_free, read_container, write_container
 from octavo.engines.evidence import evidence, from_evidence, remember_check, was_checked
 from octavo.engines.faults import compile_right
 from octavo.engines.onnx_allowed import check_onnx
@@ -94,6 +94,7 @@ def save(
             seen=f"the known engines are {', '.join(engines.ENGINES)}",
             remedy="choose one of them",
         )
+    check_free(Path(path), form)
     store = TensorStore()
     samples, shown = evidence(graph, params)
     record = NetworkRecord(

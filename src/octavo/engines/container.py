@@ -60,7 +60,7 @@ def write_container(
     path: Path, files: dict[str, bytes], *, form: Literal["file", "folder"], engine: str, versions: dict[str, str]
 ) -> None:
     """Write `files` and their manifest to `path`."""
-    _check_free(path, form)
+    check_free(path, form)
     facts = {name: FileFacts(size=len(data), sha256=sha256(data).hexdigest()) for name, data in files.items()}
     manifest = Manifest(schema_version=SCHEMA, engine=engine, versions=versions, files=facts)
     files = {MANIFEST: manifest.model_dump_json(indent=1).encode(), **files}
@@ -68,8 +68,8 @@ def write_container(
         (_write_zip if form == "file" else _write_folder)(new, files)
 
 
-def _check_free(path: Path, form: str) -> None:
-    """Nothing but an artifact is ever replaced."""
+def check_free(path: Path, form: str) -> None:
+    """Raise QuantizationError for a path where something else lies: nothing but an artifact is ever replaced."""
     if not path.exists() or path.is_dir() == (form == "folder"):
         try:
             if path.exists():

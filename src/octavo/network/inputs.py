@@ -80,13 +80,13 @@ class Inputs:
     def _misfit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> QuantizationError:
         missing = [*self._positional[len(args) :], *(name for name in self._keywords if name not in kwargs)]
         more = [str(name) for name in kwargs if name not in self._keywords]
-        more += [f"a {type(value).__name__} behind them" for value in args[len(self._positional) :]]
+        more += [f"argument {n}, {_what(args[n])}" for n in range(len(self._positional), len(args))]
         seen = [f"{', '.join(missing)} is missing"] * bool(missing) + [f"there is {', '.join(more)} too"] * bool(more)
         wanted = [*self._positional, *(f"{name}=…" for name in self._keywords)]
         return QuantizationError(
             asked=f"run a network that was captured with ({', '.join(wanted)})",
             seen=" and ".join(seen),
-            remedy="pass just those, by position or by name as in capture's example",
+            remedy="pass just those, by position (counted from 0) or by name as in capture's example",
             site=(missing or more)[0],
         )
 

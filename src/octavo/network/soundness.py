@@ -1,4 +1,4 @@
-"""What a model does that no other network can repeat: random numbers, statistics of its batch, products of dtypes."""
+"""What a model does that no other network can repeat: dropout that is always on, batch statistics, mixed dtypes."""
 
 import re
 from pathlib import Path
@@ -34,8 +34,8 @@ _FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)\n\s*(.*)')
 def check_sound(module: GraphModule) -> None:
     """Check what torch.export made of a model in evaluation mode.
 
-    raises  QuantizationError naming the layer and the line of a dropout that is always on, of other random numbers, of
-            a batch-norm that takes the statistics of its batch, and of a product of two dtypes
+    raises  QuantizationError naming the layer and the line of a dropout that is always on, of a batch-norm
+            that takes the statistics of its batch, and of a product of two dtypes
     """
     for node in module.graph.nodes:
         if node.op == "call_function" and hasattr(node.target, "_schema"):
@@ -44,12 +44,11 @@ def check_sound(module: GraphModule) -> None:
 
 def _check_node(node: Node) -> None:
     name = str(node.target._schema.name).partition("::")[2]  # type: ignore[union-attr]
-    if _is_random(node):
-        remedy = "pass training=self.training (dropout_p=self.p if self.training else 0.0), or use nn.Dropout"
+    if name in _DROPOUT and _is_random(node):
         raise _unsound(
             node,
             f"{name} draws random numbers at every call, in evaluation mode too",
-            remedy if name in _DROPOUT else "draw them outside, and make them an input",
+            "pass training=self.training (dropout_p=self.p if self.training else 0.0), or use nn.Dropout",
         )
     if "batch_norm" in name and _given(node).get("training") and node.target._schema.overload_name != "no_stats":  # type: ignore[union-attr]
         raise _unsound(

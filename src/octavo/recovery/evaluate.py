@@ -80,10 +80,14 @@ def _same_samples(reference: Tensor, other: Tensor) -> int:
     if not reference.ndim or not other.ndim or len(reference) != len(other) or len(reference) == 0:
         raise QuantizationError(
             asked="compare two networks sample by sample",
-            seen=f"their shapes are {list(reference.shape)} and {list(other.shape)}, with samples along axis 0",
+            seen=f"there are {_samples(reference)} of one and {_samples(other)} of the other",
             remedy="score both on the same samples, at least one",
         )
     return len(reference)
+
+
+def _samples(scores: Tensor) -> str:
+    return f"{len(scores)} samples" if scores.ndim else "no axis of samples"
 
 
 def _drop(score: Score, reference: Tensor, other: Tensor, index: Tensor) -> float:
@@ -219,7 +223,7 @@ def latency_ms(
     if not contestants or rounds < 1 or warmup < 0:
         raise QuantizationError(
             asked="time callables",
-            seen=f"there are {len(contestants)} of them, rounds={rounds} and warmup={warmup}",
+            seen=f"there are {len(contestants)} of them and {rounds} rounds, with warmup={warmup}",
             remedy="give at least one callable and one round",
         )
     times: dict[str, list[float]] = {name: [] for name in contestants}

@@ -101,11 +101,9 @@ def fit(
     objective = Objective(graph, loss, distill)
 
     def metric() -> float | None:
-        return (
-            None
-            if evaluate is None
-            else by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
-        )
+        if evaluate is None:
+            return None
+        return by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
 
     with (
         accelerated(accelerator, _device(graph)) as runner,

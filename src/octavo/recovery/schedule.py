@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass
 
 from octavo.arguments import check_fields
+from octavo.errors import QuantizationError
 
 EPOCHS, LEARNING_RATE, LAST = 0.1, 0.01, 0.01  # of the original epochs; of its rate; of the first rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast to train: from `learning_rate` along a cosine to `last` times it."""
+    """How long and how fast to train: from `learning_rate` along a cosine to `last` times it.
+
+    raises  QuantizationError for fewer than no epochs, and rates that are negative or no numbers
+    """
 
     epochs: int
     learning_rate: float
@@ -18,6 +22,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        rates = (self.learning_rate, self.last)
+        if self.epochs < 0 or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+            raise QuantizationError(
+                asked=f"train for {self.epochs} epochs at learning rates from {rates[0]:g} to {rates[1]:g} times it",
+                seen="one of these is negative or no number",
+                remedy="give the number of epochs, and rates of zero or more",
+                site="schedule",
+            )
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` of `steps`."""

@@ -27,10 +27,20 @@ class Budget:
     """When to stop: after so many seconds or so many trials, whichever comes first; None is without limit.
 
     Trials that an earlier run of the same study measured count with the seconds they took then.
+    raises  QuantizationError for fewer trials than one
     """
 
     seconds: float | None = None
     trials: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise QuantizationError(
+                asked=f"stop after {self.trials} trials",
+                seen="nothing can be found by fewer than one",
+                remedy="give trials=1 or more, or leave it out",
+                site="trials",
+            )
 
     def spent(self, seconds: float, trials: int) -> str | None:
         """What was reached, None as long as there is some left."""
