@@ -1,6 +1,6 @@
 """Insertion: a module at every quantizer of a graph. Observing, simulating and exporting differ only in the module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -9,6 +9,7 @@ from octavo.errors import QuantizationError
 from octavo.network.edit import copy_module, is_floating
 from octavo.network.graph import Graph
 from octavo.network.plan import Plan, Quantizer
+from octavo.network.share import Edge
 
 MakeModule = Callable[[Quantizer], nn.Module]
 
@@ -46,30 +47,25 @@ def check_belongs(graph: Graph, plan: Plan) -> None:
     """Raise QuantizationError if `plan` names nodes that `graph` does not have, or that do not read what it says."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     for quantizer in plan.quantizers:
-        for edge in quantizer.edges:
-            missing = {edge.source, edge.user} - nodes.keys()
-            seen = (
-                f"the graph has no {min(missing)!r}"
-                if missing
-                else _misread(nodes[edge.source], nodes[edge.user], quantizer)
+        seen = next(filter(None, (_misread(nodes, edge) for edge in quantizer.edges)), None)
+        if seen is None and quantizer.constant != all(nodes[edge.source].op == "get_attr" for edge in quantizer.edges):
+            seen = f"what it rounds is {'not' if quantizer.constant else 'nothing but'} parameters"
+        if seen is not None:
+            raise QuantizationError(
+                asked="use a plan with a graph",
+                seen=f"{seen}: the plan was made for another one",
+                remedy="make the plan from this very graph",
+                site=quantizer.name,
             )
-            if seen is not None:
-                raise QuantizationError(
-                    asked="use a plan with a graph",
-                    seen=f"{seen}: the plan was made for another one",
-                    remedy="make the plan from this very graph",
-                    site=quantizer.name,
-                )
 
 
-def _misread(source: Node, user: Node, quantizer: Quantizer) -> str | None:
-    if source not in user.all_input_nodes:
-        return f"{user.name!r} does not read {source.name!r} in the graph"
-    if not is_floating(source):
-        return f"{source.name!r} is no floating-point tensor in the graph"
-    if quantizer.constant != (source.op == "get_attr"):
-        return f"{source.name!r} is {'a' if source.op == 'get_attr' else 'no'} parameter in the graph"
-    return None
+def _misread(nodes: Mapping[str, Node], edge: Edge) -> str | None:
+    missing = {edge.source, edge.user} - nodes.keys()
+    if missing:
+        return f"the graph has no {min(missing)!r}"
+    if nodes[edge.source] not in nodes[edge.user].all_input_nodes:
+        return f"{edge.user!r} does not read {edge.source!r} in the graph"
+    return None if is_floating(nodes[edge.source]) else f"{edge.source!r} is no floating-point tensor in the graph"
 
 
 def _redirect(nodes: dict[str, Node], quantizer: Quantizer, target: str) -> None:

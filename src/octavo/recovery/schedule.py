@@ -22,14 +22,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        rates = (self.learning_rate, self.last)
-        if self.epochs < 0 or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-            raise QuantizationError(
-                asked=f"train for {self.epochs} epochs at learning rates from {rates[0]:g} to {rates[1]:g} times it",
-                seen="one of these is negative or no number",
-                remedy="give the number of epochs, and rates of zero or more",
-                site="schedule",
-            )
+        for name in ("epochs", "learning_rate", "last"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise QuantizationError(
+                    asked=f"train with {name}={value:g}",
+                    seen="it is negative or no number",
+                    remedy="give zero or more",
+                    site=name,
+                )
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step number `step` of `steps`."""
