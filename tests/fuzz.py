@@ -37,7 +37,8 @@ from forgery import NETWORK, SAMPLES, Parts, manifest_of, parts_of, save_sample,
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
 from octavo.numerics import Histogram
-from octavo.workflow.study import Study, Trial, pack_stats, unpack_stats
+from octavo.workflow.kept import pack_stats, unpack_stats
+from octavo.workflow.study import Study, Trial
 
 SECONDS, BYTES = 2.0, 2**30
 BATCH = 200  # cases of one process

@@ -24,7 +24,8 @@ from octavo.errors import QuantizationError
 from octavo.network.digest import digest_of_batch, digest_of_graph, digest_of_tensors
 from octavo.network.graph import capture, clone
 from octavo.numerics import Histogram
-from octavo.workflow.study import Study, Trial, pack_stats, trial_key, unpack_stats
+from octavo.workflow.kept import pack_stats, unpack_stats
+from octavo.workflow.study import Study, Trial, trial_key
 
 TRIAL = Trial(
     key="a" * 64,

@@ -15,7 +15,8 @@ from octavo.network.graph import Graph, network_inputs
 from octavo.network.plan import Plan
 from octavo.network.ranks import by_first, gathered, is_first
 from octavo.recovery.stepwise import samples
-from octavo.workflow.study import Study, pack_stats, trial_key, unpack_stats
+from octavo.workflow.kept import pack_stats, unpack_stats
+from octavo.workflow.study import Study, trial_key
 
 REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
 

@@ -25,8 +25,9 @@ from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
 from octavo.network.target import Target
 from octavo.workflow.goal import Evaluate, Goal, Score
+from octavo.workflow.kept import pack_stats, unpack_stats
 from octavo.workflow.search import MeasureAll, one_after_the_other
-from octavo.workflow.study import Trial, pack_stats, unpack_stats
+from octavo.workflow.study import Trial
 from octavo.workflow.trial import Bench, Candidate, measure
 
 RETRIES = 3  # of a trial whose worker was lost

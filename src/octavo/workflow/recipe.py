@@ -33,11 +33,12 @@ from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
+from octavo.workflow.kept import pack_stats, parsed
 from octavo.workflow.outcome import Result, rung_records
 from octavo.workflow.race import engine_for
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
-from octavo.workflow.study import Study, Trial, pack_stats, parsed, trial_key
+from octavo.workflow.study import Study, Trial, trial_key
 from octavo.workflow.trial import (
     AUTO,
     Bench,

@@ -15,8 +15,9 @@ from octavo.errors import QuantizationError
 from octavo.network.partial import layers
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
+from octavo.workflow.kept import parsed
 from octavo.workflow.search import Search
-from octavo.workflow.study import Trial, parsed
+from octavo.workflow.study import Trial
 from octavo.workflow.trial import Candidate, candidate_of, fitted, parts_of
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")

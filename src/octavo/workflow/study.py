@@ -12,8 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self, TypeVar
 
-import safetensors.torch
-import torch
 from filelock import FileLock
 from pydantic import (
     BaseModel,
@@ -22,17 +20,12 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
-    TypeAdapter,
     ValidationError,
 )
 from pydantic_core import from_json
-from torch import Tensor
 
-from octavo.errors import QuantizationError, reading
+from octavo.errors import QuantizationError
 from octavo.machine import versions_of
-from octavo.network import samples
-from octavo.network.calibrate import Stats
-from octavo.numerics.histogram import Histogram
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
 SCHEMA = 2
@@ -262,58 +255,3 @@ class _Row(BaseModel):
     model: StrictStr
     data: StrictStr
     rules: Names
-
-
-_DAMAGED = "search in another folder, and see whether the disk is full or failing"
-
-
-def parsed(kind: type[T], data: bytes) -> T:
-    """What a study keeps as JSON, as a value of `kind`; QuantizationError for anything else."""
-    with reading(asked="use the study", seen="what it keeps is damaged", remedy=_DAMAGED):
-        found: T = TypeAdapter(kind).validate_json(data)
-        return found
-
-
-def tensors_of(data: bytes) -> dict[str, Tensor]:
-    """The safetensors that a study keeps; QuantizationError for anything else."""
-    with reading(asked="use the study", seen="what it keeps is damaged", remedy=_DAMAGED):
-        return safetensors.torch.load(data)
-
-
-def pack_stats(stats: Mapping[str, Histogram]) -> bytes:
-    """Histograms and samples as safetensors, after the SHA-256 of those bytes; a histogram of several names once."""
-    different = {id(histogram): histogram.state() for histogram in stats.values()}
-    sites = json.dumps({name: list(different).index(id(histogram)) for name, histogram in stats.items()})
-    tensors = {f"{n}.{part}": tensor for n, state in enumerate(different.values()) for part, tensor in state.items()}
-    tensors["sites"] = torch.frombuffer(bytearray(sites.encode()), dtype=torch.uint8)
-    records, values = samples.packed(stats.samples if isinstance(stats, Stats) else ())
-    if records:
-        calls = json.dumps([record.model_dump() for record in records])
-        tensors["calls"] = torch.frombuffer(bytearray(calls.encode()), dtype=torch.uint8)
-        tensors |= {f"call.{name}": value for name, value in values.items()}
-    packed = safetensors.torch.save(tensors)
-    return sha256(packed).digest() + packed
-
-
-def unpack_stats(data: bytes) -> Stats:
-    """The histograms and samples that `pack_stats` stored; names that shared one share one again.
-
-    raises  QuantizationError if a single bit is not as it was
-    """
-    with reading(asked="restore calibration statistics", seen="their bytes are damaged", remedy=_DAMAGED):
-        return _stats(data)
-
-
-def _stats(data: bytes) -> Stats:
-    if sha256(data[32:]).digest() != data[:32]:
-        raise ValueError("the digest is another")
-    tensors = safetensors.torch.load(data[32:])
-    sites: dict[str, int] = json.loads(tensors["sites"].numpy().tobytes())
-    states = [{part: tensors[f"{n}.{part}"] for part in Histogram().state()} for n in range(len({*sites.values()}))]
-    histograms = [Histogram.from_state(state) for state in states]
-    calls = json.loads(tensors["calls"].numpy().tobytes()) if "calls" in tensors else []
-    values = {name.removeprefix("call."): tensor for name, tensor in tensors.items() if name.startswith("call.")}
-    return Stats(
-        MappingProxyType({name: histograms[number] for name, number in sites.items()}),
-        samples.unpacked([samples.CallRecord.model_validate(call) for call in calls], values),
-    )

@@ -23,7 +23,8 @@ from octavo.network.simulate import simulate
 from octavo.recovery.repair import SAME_FUNCTION, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
-from octavo.workflow.study import Trial, tensors_of, trial_key
+from octavo.workflow.kept import tensors_of
+from octavo.workflow.study import Trial, trial_key
 
 Train = Callable[[nn.Module], object]
 Keep = Callable[[str, Callable[[], bytes]], bytes]
