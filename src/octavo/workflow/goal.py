@@ -195,7 +195,10 @@ def _as_score(value: Any) -> Score:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     """Finite numbers, at least one: of a number, a list, an array, a tensor."""
-    found = real(value, "score a network by what evaluate returned").flatten()
+    try:
+        found = real(value, "score a network").flatten()
+    except QuantizationError as error:
+        raise _no_score(f"a {type(value).__name__} ({error.seen})") from error
     if found.numel() == 0:
         raise _no_score("no scores")
     if not bool(torch.isfinite(found).all()):
