@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises where it is told to load weights only
 from typing import Any
 
 from safetensors import SafetensorError
@@ -108,12 +109,17 @@ class Checkpoint:
         return epochs
 
 
+_OF_FILES = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, UnpicklingError, SafetensorError,
+)  # fmt: skip
+
+
 @contextmanager
 def _as_one_error(folder: Path, what: str, remedy: str) -> Iterator[None]:
     """Whatever Accelerate, torch and safetensors raise about files, as one error."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except _OF_FILES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(
             asked=f"{what} the state of a training", seen=lines[0][:200], remedy=remedy, site=str(folder)
