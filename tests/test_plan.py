@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import octavo
 from octavo.errors import QuantizationError
 from octavo.network.graph import capture
 from octavo.network.operations import OPERATIONS, VALUE_PRESERVING, preserves_values
 from octavo.network.plan import compute_heavy, make_plan
 from octavo.network.rule import Rule
+from octavo.network.simulate import simulate
 from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_for, target_named
 from octavo.numerics import AFFINE_UINT8, INT8, INT8_PER_CHANNEL, Scheme
 
@@ -728,3 +730,49 @@ def test_the_second_factor_of_a_product_has_a_scheme_of_its_own(network) -> None
     assert {name for name, width in bits.items() if width == 7} == {"linear.weight", "matmul.rhs", "matmul@1.rhs"}
     plan = make_plan(graph, target=replace(TARGETS["openvino"], weight=Scheme(axis=0), factor=None))
     assert {quantizer.scheme.bits for quantizer in plan.quantizers} == {8}
+
+
+def sizes(self, x):
+    y = self.conv(x)
+    y = y + F.relu(self.conv(x))
+    return self.head(y.view(x.size(0), -1))
+
+
+def expanded(self, x):
+    y = self.conv(x).flatten(2)
+    return self.linear(y.expand(x.size(0), y.size(1), y.size(2))[: x.shape[0]].reshape(x.shape[0] * 4, -1))
+
+
+def of_halves(self, x):
+    q, k = self.q(x), self.k(x)
+    values = torch.cat([self.part(x), self.other(x)], -1)
+    q, k, values = (t.view(x.size(0), x.size(1), 2, 8).transpose(1, 2) for t in (q, k, values))
+    return F.scaled_dot_product_attention(q, k, values)
+
+
+def of_a_stack(self, x):
+    values = torch.stack([self.q(x), self.k(x)], 1)
+    return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1).unsqueeze(1) @ values
+
+
+def of_a_parameter(self, x):
+    return (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.part.weight.t()[:6]
+
+
+LAYERS = {"conv": nn.Conv2d(4, 4, 3, padding=1), "head": nn.Linear(64, 3), "linear": nn.Linear(16, 3)}
+HEADS = {"q": nn.Linear(16, 16), "k": nn.Linear(16, 16), "part": nn.Linear(16, 8), "other": nn.Linear(16, 8)}
+READS = {  # {name: (forward, its layers, an example)}
+    "a view by a size of the input": (sizes, LAYERS, (2, 4, 4, 4)),
+    "an expand, a slice and a reshape by sizes": (expanded, LAYERS, (2, 4, 4, 4)),
+    "values that are a concat": (of_halves, HEADS, (2, 6, 16)),
+    "values that are a stack": (of_a_stack, HEADS, (2, 6, 16)),
+    "values that are a parameter": (of_a_parameter, HEADS, (2, 6, 16)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", READS)
+def test_what_reads_a_tensor_beside_sizes_and_lists_is_planned(name, target, network, calibrated) -> None:
+    forward, layers, shape = READS[name]
+    graph, params = calibrated(network(forward, **layers), x := torch.randn(*shape), target=target)
+    assert octavo.sqnr_db(graph(x), simulate(graph, params)(x)) > 20
