@@ -213,9 +213,7 @@ def test_latency_spares_layers_that_cost_time(case) -> None:
 
 
 def test_another_preference_is_refused(case) -> None:
-    with pytest.raises(
-        QuantizationError, match=r"'size' when layers stay in float, but .*; choose one of accuracy, lat"
-    ):
+    with pytest.raises(QuantizationError, match=r"prefer='size', but prefer has to be 'accuracy' or 'latency'; pass"):
         octavo.quantize(**case, prefer="size", **FAST)
 
 

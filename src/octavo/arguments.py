@@ -120,7 +120,7 @@ def _is_sequence(value: Any, inner: tuple[Any, ...]) -> bool:
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str | bytes)
-        and all(matches(one, inner[0]) for one in (value if inner else ()))
+        and all(matches(one, inner[0]) for one in (value if inner and inner[0] is not Any else ()))  # data stay unread
     )
 
 
