@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Two processes with one OpenMP thread each: two OpenMP programs with two threads each slow one another tenfold.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 ALONE := $(BIN)/pytest -p no:xdist
 
 .PHONY: demo test slow rounds fuzz peers lint format clean

@@ -306,7 +306,7 @@ if accelerator.is_main_process:
 """
 
 
-@pytest.mark.parametrize("data", ["loader", "list"])
+@pytest.mark.parametrize("data", ["loader", pytest.param("list", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, data) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)

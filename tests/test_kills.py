@@ -177,7 +177,9 @@ def kills_of_training(kills: int, source: random.Random, folder: Path) -> int:
 KILLS = {"search": kills_of_a_search, "saving": kills_of_saving, "training": kills_of_training}
 
 
-@pytest.mark.parametrize("what", KILLS)
+@pytest.mark.parametrize(
+    "what", [what if what == "search" else pytest.param(what, marks=pytest.mark.slow) for what in KILLS]
+)
 def test_two_kills(what, seed, tmp_path) -> None:
     KILLS[what](2, random.Random(seed), tmp_path)
 

@@ -485,7 +485,7 @@ for function in (
 """
 
 
-@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+@pytest.mark.parametrize("isa", ["AVX2", pytest.param("AVX512_CORE", marks=pytest.mark.slow)])
 def test_products_do_not_overflow_without_vnni(isa) -> None:
     """With right-hand sides of eight bits these are at 0.6 to 16 dB there."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(["tests", *sys.path])}
