@@ -41,6 +41,7 @@ from octavo.workflow.kept import pack_stats, unpack_stats
 from octavo.workflow.study import Study, Trial
 
 SECONDS, BYTES = 2.0, 2**30
+EXPORT = 8.0  # seconds more, where the model beside the graph is another's and torch exports the graph again
 BATCH = 200  # cases of one process
 
 
@@ -341,32 +342,36 @@ CASES: dict[Case, int] = {accident: 3, forgery: 10, study_bytes: 2, study_values
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """At most BYTES more than now, and SECONDS of this process; a case that waits is ended too."""
+    """At most BYTES more than now; a case that waits is ended too."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     former = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, former[1]))
     signal.setitimer(signal.ITIMER_REAL, 60)
-    start = time.process_time()
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, former)
-    if (taken := time.process_time() - start) > SECONDS:
-        raise AssertionError(f"it took {taken:.1f} s")
 
 
 def one(genuine: Originals, seed: int, number: int) -> tuple[str, str]:
     """(The name of the case, what came of it); anything but an error of ours is raised."""
     chance = random.Random(f"{seed}.{number}")
     (case,) = chance.choices([*CASES], weights=[*CASES.values()])
-    with tempfile.TemporaryDirectory(dir=genuine.folder) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    start = time.process_time()
+    with tempfile.TemporaryDirectory(dir=genuine.folder) as folder, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         try:
             with _bounded():
-                return case.__name__, case(genuine, chance, Path(folder))
+                outcome = case(genuine, chance, Path(folder))
         except QuantizationError:
-            return case.__name__, "refused"
+            outcome = "refused"
+    if any("the ONNX model that was given computes something else" in str(one.message) for one in said):
+        outcome = f"{outcome}, ONNX exported anew"  # of the network itself: that takes torch a second or more
+        start += EXPORT
+    if (taken := time.process_time() - start) > SECONDS:
+        raise AssertionError(f"it took {taken:.1f} s")
+    return case.__name__, outcome
 
 
 def some(genuine: Originals, seed: int, numbers: list[int], results: Any, progress: Any) -> None:
