@@ -312,6 +312,7 @@ def test_lazy_layers_raise_until_they_have_seen_data(assert_same) -> None:
     assert_same(model, capture(model, torch.randn(2, 5)), torch.randn(7, 5))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")  # since torch 2.14; here it is what is refused
 @pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")
 def test_torchscript_raises() -> None:
     with pytest.raises(QuantizationError, match=r"torch\.export reads Python modules only"):
