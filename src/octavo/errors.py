@@ -32,3 +32,11 @@ def reading(*, asked: str, seen: str, remedy: str, site: str | None = None) -> I
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = f"{type(error).__name__}: {' '.join(lines[:3])[:200]}"
         raise QuantizationError(asked=asked, seen=f"{seen} ({reason})", remedy=remedy, site=site) from error
+
+
+def refused(
+    site: str | None, seen: str, remedy: str = "do not use this file; octavo.save wrote another one"
+) -> QuantizationError:
+    """That a saved network holds at `site` what `octavo.save` never writes."""
+    site = None if site is None else site[:100]
+    return QuantizationError(asked="load a saved network", seen=seen[:300], remedy=remedy, site=site)

@@ -25,7 +25,7 @@ from octavo.network.graph import Graph
 from octavo.network.insert import MakeModule, insert
 from octavo.network.plan import Quantizer
 from octavo.network.samples import Call
-from octavo.network.simulate import FakeQuantize, device_of
+from octavo.network.simulate import FakeQuantize
 from octavo.numerics.affine import QParams
 from octavo.numerics.decibels import decibels
 
@@ -159,7 +159,7 @@ def moved(graph: Graph, params: Params, calls: Sequence[Call], near_tie: float) 
 
 def _inserted(graph: Graph, params: Params, make: MakeModule) -> GraphModule:
     """`graph` with these modules, on its own device; it shares the parameters."""
-    return insert(graph, params.plan, lambda quantizer: make(quantizer).to(device_of(graph)), own_parameters=False)
+    return insert(graph, params.plan, lambda quantizer: make(quantizer).to(graph.device), own_parameters=False)
 
 
 def ran(model: Model, calls: Sequence[Call]) -> Outputs:

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from octavo.engines.onnx_operators import OPSET
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, refused
 from octavo.network.cost import RAISE, Limits
 
 _OPERATORS = """
@@ -200,10 +200,8 @@ def _check_cost(model: onnx.ModelProto, shapes: Shapes, limits: Limits) -> None:
         outputs = max((math.prod(shapes.get(name, ())) for name in node.output if name), default=0)
         multiplied += _multiplications(node.op_type, outputs, sizes)
         if 4.0 * outputs > limits.bytes or multiplied > limits.multiplications:
-            raise _refused(
-                f"{node.name[:100] or node.op_type} gives {outputs} numbers, after {multiplied:.1e} multiplications",
-                RAISE,
-            )
+            seen = f"{node.name[:100] or node.op_type} gives {outputs} numbers, after {multiplied:.1e} multiplications"
+            raise refused("model.onnx", seen, RAISE)
 
 
 def _multiplications(operator: str, outputs: int, sizes: Sequence[tuple[int, ...]]) -> float:
@@ -223,5 +221,5 @@ def _dtype(kind: int) -> Any:
         raise _refused(f"an input of it is of the unknown type {kind}") from error
 
 
-def _refused(seen: str, remedy: str = "do not use this file; octavo.save wrote another one") -> QuantizationError:
-    return QuantizationError(asked="load a saved network", seen=seen, remedy=remedy, site="model.onnx")
+def _refused(seen: str) -> QuantizationError:
+    return refused("model.onnx", seen)

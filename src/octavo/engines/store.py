@@ -15,7 +15,7 @@ from onnx.numpy_helper import to_array
 from safetensors.torch import save
 from torch import Tensor
 
-from octavo.errors import QuantizationError
+from octavo.errors import refused
 
 SMALL = 256  # bytes: initializers up to this size stay inside the ONNX model
 SHARED = 8  # times the file: what initializers that point at the same bytes may take together
@@ -83,12 +83,7 @@ def onnx_with_tensors(model: onnx.ModelProto, file: bytes) -> onnx.ModelProto:
             if not (
                 HEADER <= offset <= offset + length <= len(file) and length == size and total <= SHARED * len(file)
             ):
-                raise QuantizationError(
-                    asked="load a saved network",
-                    seen="its ONNX model points outside its tensors",
-                    remedy="save it again",
-                    site=initializer.name,
-                )
+                raise refused(initializer.name, "its ONNX model points outside its tensors")
             initializer.raw_data = file[offset : offset + length]
             initializer.data_location = onnx.TensorProto.DEFAULT
             del initializer.external_data[:]

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.engines.check import Outputs, agreement, moved, simulated
 from octavo.engines.signature import signature_of
-from octavo.errors import QuantizationError, reading
+from octavo.errors import QuantizationError, reading, refused
 from octavo.network.calibrate import Params
 from octavo.network.cost import RAISE, Limits, check_cost
 from octavo.network.graph import Graph, check_graph
@@ -72,7 +72,7 @@ def network_of(
     """
     schemes = {quantizer.name: quantizer.scheme for quantizer in record.plan.quantizers}
     if len(schemes) < len(record.plan.quantizers):
-        raise _refused("plan", "two quantizers of it have one name")
+        raise refused("plan", "two quantizers of it have one name")
     values = {
         name: QParams(scale=tensors[at.scale], zero_point=tensors[at.zero_point], scheme=schemes[name])
         for name, at in record.params.items()
@@ -80,13 +80,13 @@ def network_of(
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     unpacked = sum(4 * tensors[at.key].numel() for at in record.tensors.values())
     if unpacked > max(GROWTH * stored, SMALL):
-        raise _refused(
+        raise refused(
             "tensors", f"its parameters take {unpacked / 1e6:.0f} MB, {stored / 1e6:.0f} MB of which it holds"
         )
     real = {name: _real(at, tensors, values) for name, at in record.tensors.items()}
     example = sum(map(_bytes_of_example, record.graph.example))
     if example > limits.bytes:
-        raise _refused("example", f"its example takes {example / 1e6:.3g} MB", RAISE)
+        raise refused("example", f"its example takes {example / 1e6:.3g} MB", RAISE)
     graph = graph_of(record.graph, real, operators=operators)
     check_graph(graph)
     return graph, Params(plan=record.plan, values=values, method=record.method, notes=record.notes)
@@ -119,13 +119,13 @@ def _check_scales(graph: Graph, params: Params) -> None:
     nodes = {node.name: node for node in graph.module.graph.nodes}
     for quantizer in params.plan.quantizers:
         if not quantizer.edges or not quantizer.sites:
-            raise _refused(quantizer.name, "it rounds nothing")
+            raise refused(quantizer.name, "it rounds nothing")
         for edge in quantizer.edges:
             shape = nodes[edge.source].meta["val"].shape
             wanted = [int(size) for size in quantizer.scheme.scale_shape(shape)]
             found = list(params.values[quantizer.name].scale.shape)
             if wanted != found:
-                raise _refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")
+                raise refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")
 
 
 def check_evidence(graph: Graph, params: Params, stated: Outputs | None) -> Outputs:
@@ -143,11 +143,11 @@ def check_evidence(graph: Graph, params: Params, stated: Outputs | None) -> Outp
     ]
     seen = agreement(found, stated, lambda: moved(graph, params, calls, 2**-10)) if same else None
     if seen is None or not seen.holds:
-        raise QuantizationError(
-            asked="load a saved network",
-            seen=f"the outputs that it states for its samples are not its own: they are {seen or 'of other shapes'}",
-            remedy="the file was altered; save the network again",
-            site="samples.safetensors",
+        how = seen or "of other shapes"
+        raise refused(
+            "samples.safetensors",
+            f"the outputs that it states for its samples are not its own: they are {how}",
+            "the file was altered; save the network again",
         )
     return found
 
@@ -165,9 +165,3 @@ def unreadable(path: str | PathLike[str], seen: str) -> QuantizationError:
         remedy=_REMEDY,
         site=str(path),
     )
-
-
-def _refused(
-    site: str, seen: str, remedy: str = "do not use this file; octavo.save wrote another one"
-) -> QuantizationError:
-    return QuantizationError(asked="load a saved network", seen=seen, remedy=remedy, site=site[:100])

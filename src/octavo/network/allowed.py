@@ -15,7 +15,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.fx import Node
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, refused
 
 _NAMES = """
 __and__ __lshift__ __or__ __rshift__ __xor__ _adaptive_avg_pool2d _adaptive_avg_pool3d _cdist_forward _conj
@@ -111,9 +111,9 @@ def operator_named(name: str, site: str, vouched: Collection[str] = ()) -> Calla
         return OF_SIZES[name]
     namespace, _, rest = name.partition(".")
     if not (namespace == "aten" and rest.partition(".")[0] in NAMES) and not {name, namespace} & set(vouched):
-        raise _refused(
+        raise refused(
             site,
-            f"it calls {name[:100]!r}, which is not among the operators that a network is captured into",
+            f"it calls {name[:100]!r}, which is none that a network is captured into",
             f'if you trust this file and that operator, pass operators=("{name[:100]}",); else do not load it',
         )
     try:
@@ -127,7 +127,7 @@ def operator_named(name: str, site: str, vouched: Collection[str] = ()) -> Calla
             site=site,
         ) from error
     if not isinstance(found, torch._ops.OpOverload) or found._schema.is_mutable:
-        raise _refused(site, f"it calls {name!r}, which writes to its inputs")
+        raise refused(site, f"it calls {name!r}, which writes to its inputs")
     return found
 
 
@@ -139,28 +139,28 @@ def check_arguments(
         _check_schema(node_name, function, args, kwargs)
     elif function is operator.getitem:
         if kwargs or len(args) != 2 or not isinstance(_value(args[0]), tuple) or type(args[1]) is not int:
-            raise _refused(node_name, "it takes an item of what is no tuple")
+            raise refused(node_name, "it takes an item of what is no tuple")
     elif kwargs or not args or not all(_is_number(argument) for argument in args):
-        raise _refused(node_name, f"it computes {NAME_OF_SIZES[function]} of what are no numbers")
+        raise refused(node_name, f"it computes {NAME_OF_SIZES[function]} of what are no numbers")
     elif function is operator.pow and not (len(args) == 2 and type(args[1]) is int and 0 <= args[1] <= 8):
-        raise _refused(node_name, "it raises a size to a power that no size is raised to")
+        raise refused(node_name, "it raises a size to a power that no size is raised to")
 
 
 def _check_schema(site: str, function: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     declared = function._schema.arguments
     positional = [argument for argument in declared if not argument.kwarg_only]
     if len(args) > len(positional):
-        raise _refused(site, f"{function} takes {len(positional)} arguments, and {len(args)} are given")
+        raise refused(site, f"{function} takes {len(positional)} arguments, and {len(args)} are given")
     given = {argument.name: value for argument, value in zip(positional, args, strict=False)}
     if given.keys() & kwargs.keys() or kwargs.keys() - {argument.name for argument in declared}:
-        raise _refused(site, f"{function} does not take the arguments {', '.join(kwargs)[:100]}")
+        raise refused(site, f"{function} does not take the arguments {', '.join(kwargs)[:100]}")
     given |= kwargs
     for argument in declared:
         if argument.name not in given:
             if not argument.has_default_value():
-                raise _refused(site, f"{function} is not given its {argument.name}")
+                raise refused(site, f"{function} is not given its {argument.name}")
         elif not _fits(given[argument.name], str(argument.type)):
-            raise _refused(site, f"{function} is given a {argument.name} that is no {argument.type}")
+            raise refused(site, f"{function} is given a {argument.name} that is no {argument.type}")
 
 
 def _fits(value: Any, kind: str) -> bool:
@@ -201,9 +201,3 @@ _KINDS: dict[str, Callable[[Any], bool]] = {  # {type in a schema: what it takes
     "str": lambda value: isinstance(value, str) and (value in _WORDS or _EQUATION.fullmatch(value) is not None),
     "Device": lambda value: isinstance(value, torch.device),
 }
-
-
-def _refused(
-    site: str, seen: str, remedy: str = "do not use this file; octavo.save wrote another one"
-) -> QuantizationError:
-    return QuantizationError(asked="load a saved network", seen=seen, remedy=remedy, site=site[:100])

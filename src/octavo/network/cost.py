@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from octavo.errors import QuantizationError, reading
+from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import attribute
 
 aten = torch.ops.aten
@@ -173,12 +173,8 @@ def _compare(node: Node, found: Any) -> None:
     if isinstance(found, tuple | list):
         found = tuple(found)
     if _facts(found) != _facts(stated):
-        raise QuantizationError(
-            asked="load a saved network",
-            seen=f"{node.target} gives {_facts(found)}, and the file states {_facts(stated)}"[:300],
-            remedy="do not use this file; octavo.save wrote another one",
-            site=node.name,
-        )
+        seen = f"{node.target} gives {_facts(found)}, and the file states {_facts(stated)}"
+        raise refused(node.name, seen)
 
 
 def _facts(value: Any) -> Any:
@@ -197,10 +193,6 @@ def _number(size: Any) -> int:
 
 
 def _too_much(node: Node, alive: float, multiplied: float, limits: Limits) -> QuantizationError:
-    return QuantizationError(
-        asked=f"load a saved network that takes up to {limits.bytes / 1e6:.0f} MB and {limits.multiplications:.0e} "
-        f"multiplications for a call on its samples",
-        seen=f"until here it takes {alive / 1e6:.3g} MB and {multiplied:.1e} multiplications",
-        remedy=RAISE,
-        site=node.name,
-    )
+    seen = f"a call on its samples takes {alive / 1e6:.3g} MB and {multiplied:.1e} multiplications until here, and "
+    most = f"{limits.bytes / 1e6:.0f} MB and {limits.multiplications:.0e} are allowed"
+    return refused(node.name, seen + most, RAISE)

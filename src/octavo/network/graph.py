@@ -62,6 +62,11 @@ class Graph:
         """What it can be called with."""
         return Inputs(self.module, self.example_args, self.example_kwargs)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU if it has none."""
+        return device_of(self.module) or torch.device("cpu")
+
     def __reduce__(self) -> tuple[Any, ...]:
         from octavo.network.portable import packed, unpacked  # noqa: PLC0415 (it reads this file)
 

@@ -31,7 +31,7 @@ def unpacked(
     kwargs: dict[str, Any],
 ) -> Graph:
     """The graph, whose parameters are parameters again, with the example that it was captured with."""
-    graph = graph_of(record, tensors)
+    graph = graph_of(record, tensors, operators={row.target for row in record.nodes})  # whoever unpickles trusts it
     for name in trained.keys() & tensors.keys():
         path, _, leaf = name.rpartition(".")
         owner = graph.module.get_submodule(path)

@@ -18,11 +18,11 @@ from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import TreeSpec
 
-from octavo.errors import QuantizationError
+from octavo.errors import refused
 from octavo.network.allowed import NAME_OF_SIZES, check_arguments, operator_named
-from octavo.network.arguments import cannot_write, read, written
 from octavo.network.edit import attribute, layer_of, submodule
 from octavo.network.graph import Graph
+from octavo.network.literals import cannot_write, read, written
 from octavo.network.sizes import Json, Symbols, Values, dtype_named, value_record
 from octavo.network.structure import Structure, spec_of, structure_of
 
@@ -131,7 +131,7 @@ def graph_of(record: GraphRecord, tensors: Mapping[str, Tensor], *, operators: C
     nodes: dict[str, Node] = {}
     for row in record.nodes:
         if row.op == "get_attr" and row.target not in tensors:
-            raise _unfit(row.name, f"it reads the parameter {row.target[:100]!r}, which is not stored")
+            raise refused(row.name, f"it reads the parameter {row.target[:100]!r}, which is not stored")
         node = _node(row, graph, nodes, operators)
         node.meta["val"] = values.read(row.val)
         if row.layer:
@@ -152,19 +152,19 @@ def _node(row: NodeRecord, graph: FxGraph, nodes: Mapping[str, Node], operators:
         target = operator_named(row.target, row.name, operators)
         check_arguments(row.name, target, tuple(args), kwargs)
     elif row.op == "placeholder" and (args or kwargs or not row.target.isidentifier() or keyword.iskeyword(row.target)):
-        raise _unfit(row.name, "it is an input whose name is no name")
+        raise refused(row.name, "it is an input whose name is no name")
     elif row.op == "get_attr" and (args or kwargs):
-        raise _unfit(row.name, "it reads a parameter, and has arguments")
+        raise refused(row.name, "it reads a parameter, and has arguments")
     node = graph.create_node(row.op, target, tuple(args), kwargs, name=row.name)
     if node.name != row.name:
-        raise _unfit(row.name, "its name is taken, or none that torch gives")
+        raise refused(row.name, "its name is taken, or none that torch gives")
     return node
 
 
 def _check_signature(record: GraphRecord, in_spec: TreeSpec, out_spec: TreeSpec) -> None:
     """Inputs with names of their own, one output at the end, and as many of both as the structures have leaves."""
     if [record.inputs.kind, *(child.kind for child in record.inputs.children)] != ["tuple", "tuple", "dict"]:
-        raise _unfit("inputs", "its inputs are not positional and keyword arguments")
+        raise refused("inputs", "its inputs are not positional and keyword arguments")
     positional, keywords = record.inputs.children
     ops, last = [row.op for row in record.nodes], record.nodes[-1]
     names = [row.target for row in record.nodes if row.op == "placeholder"]
@@ -179,7 +179,7 @@ def _check_signature(record: GraphRecord, in_spec: TreeSpec, out_spec: TreeSpec)
         (isinstance(returned, list) and len(returned) == out_spec.num_leaves, "it returns others than it says"),
     ):
         if not holds:
-            raise _unfit("arguments", seen)
+            raise refused("arguments", seen)
 
 
 def _codegen(arguments: list[str], in_spec: Any, out_spec: Any) -> Any:
@@ -210,15 +210,6 @@ def _target(node: Node) -> str:
     if node.target in NAME_OF_SIZES:
         return NAME_OF_SIZES[node.target]
     raise cannot_write(node, f"it calls {node.target}")
-
-
-def _unfit(site: str, seen: str) -> QuantizationError:
-    return QuantizationError(
-        asked="load a saved network",
-        seen=seen,
-        remedy="do not use this file; octavo.save wrote another one",
-        site=site[:100],
-    )
 
 
 # ---- the example

@@ -11,8 +11,7 @@ from torch.fx import GraphModule
 
 from octavo.arguments import checked
 from octavo.network.calibrate import Params
-from octavo.network.graph import Graph
-from octavo.network.graph import device_of as module_device
+from octavo.network.graph import Graph, device_of
 from octavo.network.inputs import Inputs
 from octavo.network.insert import insert
 from octavo.network.origin import SIMULATION, Origin, remember
@@ -47,7 +46,7 @@ def simulate(graph: Graph, params: Params) -> GraphModule:
     """
 
     def make(quantizer: Quantizer) -> nn.Module:
-        return FakeQuantize(params.values[quantizer.name]).to(device_of(graph))
+        return FakeQuantize(params.values[quantizer.name]).to(graph.device)
 
     module = insert(graph, params.plan, make)
     vars(module)["extra_repr"] = _purpose
@@ -63,7 +62,7 @@ def check_calls(module: nn.Module, graph: Graph) -> None:
 
 def _check_call(inputs: Inputs, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not torch.compiler.is_compiling():  # a tracer's inputs hold no values
-        inputs.check(args, kwargs, device=module_device(module))
+        inputs.check(args, kwargs, device=device_of(module))
 
 
 def copy_by(module: GraphModule, make: Callable[..., GraphModule], graph: Graph, params: Params) -> None:
@@ -88,8 +87,3 @@ def _made_again(
 
 def _purpose() -> str:
     return "simulation of the integers in float: to score and to train, slower than the float network; never time it"
-
-
-def device_of(graph: Graph) -> str:
-    """Where the parameters of `graph` are; "cpu" if it has none."""
-    return str(next((p.device for p in graph.module.parameters()), "cpu"))

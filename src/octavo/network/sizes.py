@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy import functions as torch_functions
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, refused
 
 Json = Any  # None, bool, int, float, str, and lists and dicts of them
 
@@ -167,11 +167,8 @@ def dtype_named(name: str) -> torch.dtype:
     """torch's dtype of that name; QuantizationError if it has none."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
-        raise QuantizationError(
-            asked="load a saved network",
-            seen=f"torch {torch.__version__} has no dtype {name[:40]!r}",
-            remedy="use the version of torch that the network was saved with",
-        )
+        seen = f"torch {torch.__version__} has no dtype {name[:40]!r}"
+        raise refused(None, seen, "use the version of torch that the network was saved with")
     return found
 
 
@@ -209,8 +206,4 @@ def _bounded(number: Fraction | int) -> Fraction:
 
 
 def _absurd(seen: str) -> QuantizationError:
-    return QuantizationError(
-        asked="load a saved network",
-        seen=f"a size in it is none that a network has: {seen}",
-        remedy="do not use this file; octavo.save wrote another one",
-    )
+    return refused(None, f"a size in it is none that a network has: {seen}")

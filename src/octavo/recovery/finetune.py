@@ -106,7 +106,7 @@ def fit(
         return by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
 
     with (
-        accelerated(accelerator, _device(graph)) as runner,
+        accelerated(accelerator, graph.device) as runner,
         prepared(module, optimizer, schedule.learning_rate, runner) as (ready, maker),
         _folder(out) as folder,
     ):
@@ -214,10 +214,6 @@ def _derived(original_epochs: float | None, original_lr: float | None) -> Schedu
             remedy="give original_epochs and original_lr of the float training, or schedule=Schedule(…)",
         )
     return paper_schedule(original_epochs, original_lr)
-
-
-def _device(graph: Graph) -> torch.device:
-    return next((p.device for p in graph.module.parameters()), torch.device("cpu"))
 
 
 @contextmanager

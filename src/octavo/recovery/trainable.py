@@ -111,7 +111,7 @@ def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", rang
         if quantizer.constant and weights == "follow":
             return FollowingWeight(quantizer.scheme)
         learned = not quantizer.constant and ranges == "learned"
-        return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(_device(graph))
+        return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(graph.device)
 
     module = insert(graph, params.plan, make)
     _enliven(module)
@@ -217,7 +217,3 @@ def _grown(params: QParams, old: Tensor, new: Tensor, name: str) -> QParams:
     factor = torch.where(most[0] > 0, most[1] / most[0], torch.ones_like(most[0]))
     scale = (params.scale.double() * factor).clamp(min=SMALLEST_SCALE).masked_fill(most[1] == 0, 1.0)
     return replace(params, scale=scale.float())
-
-
-def _device(graph: Graph) -> str:
-    return str(next((p.device for p in graph.module.parameters()), "cpu"))
