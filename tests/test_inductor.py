@@ -216,11 +216,13 @@ def test_activations_of_any_scheme(name, scheme) -> None:
     plan = make_plan(graph, rules, target=runs_here("paper"))
     params = choose_params(graph, plan, observe(graph, plan, [example]))
     module, _ = lowered(graph, params)
-    want, have = (torch.utils._pytree.tree_leaves(run(*example)) for run in (simulate(graph, params), module))
-    for one, other in zip(want, have, strict=True):
-        # With few bits a step is large: values at a tie go either way, and few may do so.
-        step = (one - other).abs() / one.abs().max()
-        assert float((step > 1e-3).double().mean()) <= 0.02
+    with torch.no_grad():
+        runs = [torch.utils._pytree.tree_leaves(run(*example)) for run in (model, simulate(graph, params), module)]
+    for exact, want, have in zip(*runs, strict=True):
+        # One value at a tie moves all that is computed from it, so elements are not counted: a few ties are far less
+        # than quantization itself. In 60 draws of every case it was at most 0.013 of it.
+        noise = (want - exact).double().square().sum()
+        assert (have - want).double().square().sum() <= noise / 10
 
 
 def test_linears_of_one_input_become_one() -> None:
