@@ -86,8 +86,18 @@ def run(model, batch):
         return model(*args, **kwargs)
 
 
-@pytest.mark.parametrize("engine", available())
-@pytest.mark.parametrize("name", CASES)
+# Compiling takes half a minute: one network in the suite, the others in `make slow`.
+TWINS = {("convolutions", "inductor"), ("tied", "inductor")}
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        pytest.param(name, engine, marks=[pytest.mark.slow] * ((name, engine) in TWINS))
+        for name in CASES
+        for engine in available()
+    ],
+)
 def test_the_loaded_network_gives_the_same_bits(name, engine, calibrated, tmp_path):
     build, inputs, axes = CASES[name]
     target = {"inductor": "onednn", "onnxruntime": "tensorrt", "reference": "paper"}.get(engine, engine)

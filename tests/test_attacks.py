@@ -404,6 +404,12 @@ def adds(*nodes: onnx.NodeProto, then: Edit = lambda model: None) -> Edit:
     return edit
 
 
+def circle(model: onnx.ModelProto) -> None:
+    """An integer's zero-point is what the operator itself gives; shape inference does not look at it."""
+    (one,) = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and len(node.input) == 3]
+    one.input[2] = one.output[0]
+
+
 def elsewhere(location: str) -> Edit:
     def edit(model: onnx.ModelProto) -> None:
         tensor = model.graph.initializer.add(name="stolen", data_type=TensorProto.UINT8, dims=[100])
@@ -448,6 +454,8 @@ ONNX: dict[str, Edit] = {
         *[helper.make_node("MatMul", [f"p{n}", f"p{n}"], [f"p{n + 1}"]) for n in range(200)],
         then=constant("s", [8192, 8192]),
     ),
+    "a circle": circle,
+    "two values of one name": adds(*[helper.make_node("Relu", ["input"], ["a"]) for _ in range(2)]),
     "another input": lambda model: model.graph.input.add(name="more"),
     "another output": lambda model: setattr(model.graph.output[0], "name", "input"),
     "an input of another type": lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 7),

@@ -300,7 +300,10 @@ def test_a_cpu_without_the_instructions_has_onednn(monkeypatch) -> None:
     assert_agrees(module, simulate(graph, params), (x,))
 
 
-@pytest.mark.parametrize(("batch", "side"), [(1, 32), (5, 17), (2, 64)])
+@pytest.mark.parametrize(
+    ("batch", "side"),
+    [pytest.param(1, 32, marks=pytest.mark.slow), (5, 17), pytest.param(2, 64, marks=pytest.mark.slow)],
+)
 def test_the_compiled_chain_takes_any_batch_and_size(batch, side) -> None:
     example = torch.randn(2, 3, 32, 32)
     graph, params = prepared(Inverted().eval(), (example,), target="onednn", dynamic_axes=(0, 2, 3))

@@ -160,6 +160,24 @@ def test_activations_are_clipped_only_where_the_storage_goes_on(network, scheme,
     assert_agrees(run(exported, x)[0], simulate(graph, params)(x))
 
 
+def test_every_value_has_a_name_of_its_own(network) -> None:
+    """torch names outputs and inputs as it is told to: another value may be called so already."""
+
+    def forward(self, mean, linear):
+        x = self.layer(mean) + self.output
+        return {"relu": torch.relu(x) + linear, "add": x.mean(1), "output": torch.relu(x.abs()) * self.output}
+
+    model = network(forward, layer=nn.Linear(4, 4))
+    model.register_buffer("output", torch.randn(4))
+    inputs = (torch.randn(3, 4), torch.randn(3, 4))
+    graph, params = prepared(model, inputs)
+    exported = export_onnx(graph, params)
+    onnx.checker.check_model(exported, full_check=True)
+    assert [value.name for value in exported.graph.output] == ["relu", "add", "output"]
+    for found, want in zip(run(exported, *inputs), simulate(graph, params)(*inputs).values(), strict=True):
+        assert_agrees(found, want)
+
+
 def test_weights_in_blocks(network) -> None:
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(32, 8))
     rules = [Rule("*", role="weight", scheme=Scheme(axis=1, block=8)), Rule("*")]

@@ -75,7 +75,7 @@ def test_a_rank_that_sees_nan_stops_them_all(tmp_path) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("repeat", ["fresh", "resumed"])
+@pytest.mark.parametrize("repeat", ["fresh", pytest.param("resumed", marks=pytest.mark.slow)])
 def test_trials_run_once_and_not_once_a_rank(tmp_path, repeat) -> None:
     first, second = ranks(tmp_path / "two", 2, "quantize")
     assert first["calls"] == 5

@@ -10,10 +10,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from os import PathLike
 from pathlib import Path
 
 import onnx
+import onnx_ir
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -47,6 +49,7 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     module = _with_onnx_operators(graph, params)
     exported = exported_again(graph, module)
     program = _translated(graph, exported)
+    _name_values(program.model.graph)
     model = program.model_proto
     _name_layers(model, program.exported_program)
     _drop_traces(model)
@@ -154,6 +157,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _name_values(graph: onnx_ir.Graph) -> None:
+    """Give every value a name of its own: torch names outputs as it is told to, whatever other value is called so.
+
+    Two of one name would be one value to who reads the file.
+    """
+    public = (*graph.inputs, *graph.outputs)
+    taken = {value.name for value in public}
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in dict.fromkeys(value for value in values if value.name and value not in public):
+        if value.name in taken:
+            value.name = next(name for i in count(1) if (name := f"{value.name}_{i}") not in taken)
+        taken.add(value.name)
 
 
 def _name_layers(model: onnx.ModelProto, exported: ExportedProgram | None) -> None:

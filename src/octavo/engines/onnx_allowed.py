@@ -95,6 +95,20 @@ def _check_parts(model: onnx.ModelProto) -> None:
                 _check_tensor(attribute.t, elsewhere=False)
     for initializer in graph.initializer:
         _check_tensor(initializer, elsewhere=True)
+    _check_order(graph)
+
+
+def _check_order(graph: onnx.GraphProto) -> None:
+    """Every value has one name and is made before it is read: OpenVINO follows a circle until its stack is full."""
+    made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    for node in graph.node:
+        early = [name for name in node.input if name and name not in made]
+        if early:
+            raise _refused(f"{node.op_type} reads {early[0][:100]!r}, which nothing before it gives")
+        for name in filter(None, node.output):
+            if name in made:
+                raise _refused(f"{node.op_type} gives {name[:100]!r}, which is there already")
+            made.add(name)
 
 
 def _check_tensor(tensor: TensorProto, *, elsewhere: bool) -> None:
