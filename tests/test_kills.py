@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from select import select
 
@@ -117,7 +118,8 @@ class Program:
         child, begun = int(self._server.stdout.readline()), time.monotonic()
         in_time = select([self._server.stdout], [], [], seconds)[0] != []
         if not in_time:
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended between the two lines
+                os.kill(child, signal.SIGKILL)
         status = int(self._server.stdout.readline())
         assert status == 0 or (status == signal.SIGKILL and not in_time)
         return status != 0, time.monotonic() - begun
