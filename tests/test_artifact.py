@@ -88,6 +88,7 @@ def run(model, batch):
 
 # Compiling takes half a minute: one network in the suite, the others in `make slow`.
 TWINS = {("convolutions", "inductor"), ("tied", "inductor")}
+INDUCTOR = [pytest.param("inductor", marks=pytest.mark.slow)] * ("inductor" in available())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ torch.save(torch.utils._pytree.tree_leaves(octavo.load(sys.argv[1])(x)), sys.arg
 """
 
 
-@pytest.mark.parametrize("engine", [name for name in ("openvino", "inductor") if name in available()])
+@pytest.mark.parametrize("engine", ["openvino", *INDUCTOR])
 def test_another_process_without_the_class_gets_the_same_bits(engine, calibrated, tmp_path):
     graph, params = calibrated(Tied().eval(), x := torch.randint(50, (2, 6)), target="openvino")
     octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
