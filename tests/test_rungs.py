@@ -102,7 +102,7 @@ def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path
     whole = [other for other in result.trials if not other.kept_float and not other.trained]
     assert trial.repairs == max(whole, key=lambda other: other.metric).repairs
     # Whether it is better by the metric is chance: samples near ties, and other CPUs sum in another order.
-    assert trial.metric == pytest.approx(float(Case().evaluate(training.made).mean()))
+    assert trial.metric == pytest.approx(float(case.evaluate(training.made).mean()))
     record = json.loads((tmp_path / "result.json").read_text())
     assert [row["rung"] for row in record["rungs"]][-1] == "train"
 

@@ -15,8 +15,8 @@ from os import PathLike
 from pathlib import Path
 
 import onnx
-import onnx_ir
 import torch
+from onnxscript import ir
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
@@ -159,7 +159,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_values(graph: onnx_ir.Graph) -> None:
+def _name_values(graph: ir.Graph) -> None:
     """Give every value a name of its own: torch names outputs as it is told to, whatever other value is called so.
 
     Two of one name would be one value to who reads the file.
