@@ -456,7 +456,7 @@ ONNX: dict[str, Edit] = {
     ),
     "a circle": circle,
     "two values of one name": adds(*[helper.make_node("Relu", ["input"], ["a"]) for _ in range(2)]),
-    "a tensor of the input's name": constant("input", 1.0),
+    "a tensor of the input's name": constant("input", [[1.0] * 4] * 2),
     "another input": lambda model: model.graph.input.add(name="more"),
     "another output": lambda model: setattr(model.graph.output[0], "name", "input"),
     "an input of another type": lambda model: setattr(model.graph.input[0].type.tensor_type, "elem_type", 7),
