@@ -10,6 +10,7 @@ from conftest import runs_here
 from octavo.engines import available
 from octavo.network.partial import keep_float
 from octavo.network.target import target_for
+from octavo.numerics import AFFINE_UINT8
 
 
 def conv(inputs: int = 8) -> nn.Conv2d:
@@ -63,7 +64,7 @@ def test_branches_of_one_size_share_one_rounding(network, calibrated):
     assert len(quantizer.edges) == 3
 
 
-def test_a_branch_that_is_never_negative_shares_a_signed_scale(network, calibrated):
+def test_a_branch_that_is_never_negative_shares_a_scale_that_knows_negative_values(network, calibrated):
     def forward(self, x):
         a, b = F.relu(self.a(x)), self.b(x)
         return self.own(a), self.both(torch.cat([a, b], 1))
@@ -71,7 +72,7 @@ def test_a_branch_that_is_never_negative_shares_a_signed_scale(network, calibrat
     _, params = made(network, calibrated, forward, a=conv(3), b=conv(3), own=conv(), both=conv(16))
     assert len({*inputs_of(params).values()}) == 2  # the image, and one for the rest
     (quantizer,) = (q for q in params.plan.quantizers if "own.input" in {site.name for site in q.sites})
-    assert quantizer.scheme.signed
+    assert quantizer.scheme == AFFINE_UINT8
 
 
 def test_of_several_readers_only_those_that_it_hurts_leave(network, calibrated):

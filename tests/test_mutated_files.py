@@ -48,7 +48,7 @@ def original():
         "head": nn.Linear(16, 16),
     }
     x = torch.randn(4, 3, 4, 4)
-    target = replace(target_named("openvino"), nonnegative=None)
+    target = replace(target_named("openvino"), nonnegative=None, convolution=None)
     graph, params = prepared(Network(exported, **layers).eval(), x, target=target)
     return graph, params, x, export_onnx(graph, params)
 

@@ -539,8 +539,24 @@ def test_what_cannot_be_negative_gains_a_bit_where_the_target_can() -> None:
     assert schemes_after(NONNEGATIVE) == dict.fromkeys(NONNEGATIVE, UINT8)
 
 
-def test_what_may_be_negative_stays_signed() -> None:
-    assert schemes_after(MAYBE_NEGATIVE) == dict.fromkeys(MAYBE_NEGATIVE, INT8_FULL)
+def test_what_may_be_negative_and_is_convolved_has_a_zero_point() -> None:
+    assert schemes_after(MAYBE_NEGATIVE) == dict.fromkeys(MAYBE_NEGATIVE, AFFINE_UINT8)
+
+
+def test_what_may_be_negative_and_is_multiplied_stays_signed() -> None:
+    plan = planned(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), rows, target="openvino")
+    assert named(plan, "0.input").scheme == named(plan, "2.input").scheme == INT8_FULL
+
+
+def test_what_is_added_to_a_convolution_is_rounded_as_the_convolution_beside_it_reads_it(network) -> None:
+    def forward(self, x):
+        y = x.tanh()
+        return y + self.b(F.relu(self.a(y)))
+
+    plan = planned(network(forward, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1)).eval(), image, target="openvino")
+    assert named(plan, "a.input").scheme == AFFINE_UINT8
+    additions = [q for q in plan.quantizers if any(site.operation == "add" for site in q.sites)]
+    assert {q.scheme for q in additions} <= {AFFINE_UINT8}
 
 
 def test_a_rules_own_scheme_is_not_second_guessed(network) -> None:
@@ -562,7 +578,9 @@ def test_rule_schemes() -> None:
 
 
 def test_per_channel_activations_raise() -> None:
-    with pytest.raises(QuantizationError, match=r"^0\.input: asked to quantize an activation along axis 0"):
+    with pytest.raises(
+        QuantizationError, match=r"^0\.input: .* axis 0, but its size is only known when the network runs"
+    ):
         planned(nn.Sequential(nn.Linear(4, 4)), rows, Rule(scheme=INT8_PER_CHANNEL))
 
 

@@ -87,6 +87,7 @@ def test_the_record_has_the_plan_and_what_ran() -> None:
             "total": 4,
             "kept_float": [{"site": "d", "reason": "tabu"}],
             "layers": ["a", "b", "c"],
+            "per_tensor": [],
             "ran": {
                 "engine": "there",
                 "int8": 1,

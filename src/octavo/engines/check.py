@@ -26,7 +26,7 @@ from octavo.network.insert import MakeModule, insert
 from octavo.network.plan import Quantizer
 from octavo.network.samples import Call
 from octavo.network.simulate import FakeQuantize
-from octavo.numerics.affine import QParams
+from octavo.numerics.affine import QParams, beside
 from octavo.numerics.decibels import decibels
 
 Model = Callable[..., Any]
@@ -137,7 +137,7 @@ class Moved(FakeQuantize):
     def forward(self, x: Tensor) -> Tensor:
         """x, rounded to another integer than by the simulation where that is nearly as near."""
         part = 2 * torch.rand(x.shape, generator=self.source).to(x) - 1
-        return super().forward(x + part * self.near_tie * self.scale.to(x))
+        return super().forward(x + part * self.near_tie * beside(self.scale, self.scheme, x.ndim).to(x))
 
 
 def simulated(graph: Graph, params: Params, calls: Sequence[Call]) -> Outputs:

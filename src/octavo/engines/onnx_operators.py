@@ -32,25 +32,33 @@ class Activation(nn.Module):
     def __init__(self, params: QParams, *, as_uint8: bool = False) -> None:
         super().__init__()
         raised = as_uint8 and params.scheme.signed
-        self.dtype = torch.uint8 if raised else params.scheme.dtype
+        self.dtype, self.axis = torch.uint8 if raised else params.scheme.dtype, params.scheme.axis
         self.register_buffer("scale", params.scale.clone())
         self.register_buffer("zero_point", (params.zero_point + 128 * raised).to(self.dtype))
         self.clip = _clip_bounds(params)
 
     def forward(self, x: Tensor) -> Tensor:
-        clipped = x if self.clip is None else x.clamp(*self.clip)
+        clipped = x if self.clip is None else self._within_bounds(x, *self.clip)
         parameters = (self.scale, self.zero_point)
-        q = ops.symbolic("QuantizeLinear", (clipped, *parameters), dtype=self.dtype, shape=x.shape, version=OPSET)
-        return ops.symbolic("DequantizeLinear", (q, *parameters), dtype=torch.float32, shape=x.shape, version=OPSET)
+        axis: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
+        q = ops.symbolic("QuantizeLinear", (clipped, *parameters), axis, dtype=self.dtype, shape=x.shape, version=OPSET)
+        return ops.symbolic(
+            "DequantizeLinear", (q, *parameters), axis, dtype=torch.float32, shape=x.shape, version=OPSET
+        )
+
+    def _within_bounds(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        if self.axis is None:
+            return x.clamp(float(low), float(high))
+        low, high = (bound.reshape([-1 if at == self.axis else 1 for at in range(x.ndim)]) for bound in (low, high))
+        return torch.minimum(torch.maximum(x, low), high)
 
 
-def _clip_bounds(params: QParams) -> tuple[float, float] | None:
-    """The real values of qmin and qmax; None where the storage type ends there by itself."""
+def _clip_bounds(params: QParams) -> tuple[Tensor, Tensor] | None:
+    """The real values of qmin and qmax, shape of scale; None where the storage type ends there by itself."""
     scheme, storage = params.scheme, torch.iinfo(params.scheme.dtype)
     if (scheme.qmin, scheme.qmax) == (storage.min, storage.max):
         return None
-    low, high = (float(params.scale * (q - params.zero_point)) for q in (scheme.qmin, scheme.qmax))
-    return low, high
+    return params.scale * (scheme.qmin - params.zero_point), params.scale * (scheme.qmax - params.zero_point)
 
 
 class Weight(nn.Module):

@@ -1,6 +1,7 @@
 """The interchange as ONNX Runtime reads it best: what it would compute in float, or otherwise than planned, rewritten.
 
     Gemm of integers                  ─▶ MatMul, Add     its fused Gemm runs in float, with a bias rounded to integers
+    scales of channels                ─▶ in the weights around: see `onnxruntime_channels.py`
     transposed weight                 ─▶ stored so       its fusion knows no Transpose of a weight with two readers
     dequantized table ─▶ Gather       ─▶ rows gathered in integers, then scaled: not the whole table in every call
     Conv whose bias cannot be integer ─▶ Conv, Add       in float, but right
@@ -10,22 +11,14 @@ The file that `export_onnx` writes is left as it is: other readers want other th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-
-@dataclass
-class _Model:
-    """Who writes every value, who reads it, and the constants, of a model that is being rewritten."""
-
-    graph: onnx.GraphProto
-    writers: dict[str, NodeProto]
-    readers: dict[str, list[NodeProto]]
-    constants: dict[str, TensorProto]
+from octavo.engines.onnx_graph import OnnxGraph
+from octavo.engines.onnxruntime_channels import bounded, convolution, dequantized, factors, quantized, steps_of
 
 
 def rewritten(network: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,18 +29,11 @@ def rewritten(network: onnx.ModelProto) -> onnx.ModelProto:
     model.CopyFrom(network)
     nodes: list[NodeProto] = []
     graph = model.graph
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    seen = _Model(
-        graph=graph,
-        writers={value: node for node in graph.node for value in node.output},
-        readers=readers,
-        constants={tensor.name: tensor for tensor in graph.initializer},
-    )
-    for node in graph.node:
-        nodes += _REWRITES[node.op_type](seen, node) if node.op_type in _REWRITES else [node]
+    seen = OnnxGraph.of(graph)
+    for node in list(graph.node):
+        made = list(_REWRITES[node.op_type](seen, node)) if node.op_type in _REWRITES else [node]
+        nodes += [*seen.added, *made]
+        seen.added.clear()
     del graph.node[:]
     graph.node.extend(_read(nodes, {value.name for value in graph.output}))
     return model
@@ -75,7 +61,7 @@ def signed_activations(network: onnx.ModelProto) -> bool:
     return any(types.get(node.input[2]) == TensorProto.INT8 for node in pairs)
 
 
-def _product(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+def _product(model: OnnxGraph, node: NodeProto) -> Iterator[NodeProto]:
     """A Gemm of integers, as MatMul and Add."""
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     plain = attributes.get("alpha", 1) == attributes.get("beta", 1) == 1 and not attributes.get("transA", 0)
@@ -92,7 +78,7 @@ def _product(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
         yield helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias")
 
 
-def _weight(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+def _weight(model: OnnxGraph, node: NodeProto) -> Iterator[NodeProto]:
     """A Transpose of a weight [K, N] in integers, as a weight [N, K]."""
     source = model.writers.get(node.input[0])
     stored = None if source is None else model.constants.get(source.input[0])
@@ -110,11 +96,11 @@ def _weight(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
     yield helper.make_node("DequantizeLinear", [f"{out}.integers", *source.input[1:]], [out], **axis)
 
 
-def _is_dequantized(model: _Model, value: str) -> bool:
+def _is_dequantized(model: OnnxGraph, value: str) -> bool:
     return value in model.writers and model.writers[value].op_type == "DequantizeLinear"
 
 
-def _rows(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+def _rows(model: OnnxGraph, node: NodeProto) -> Iterator[NodeProto]:
     """A Gather of rows from a table in integers: the rows are scaled, and not the table."""
     table = model.writers.get(node.input[0])
     axes = [one.i for one in node.attribute if one.name == "axis"]
@@ -142,13 +128,15 @@ def _rows(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
 SHARE = 0.25  # of the noise of rounding the result: more by rounding the bias is too coarse
 
 
-def _convolution(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+def _convolution(model: OnnxGraph, node: NodeProto) -> Iterator[NodeProto]:
     """A Conv whose bias ONNX Runtime would round too coarsely, in float: its Add is outside.
 
     The bias becomes an integer of the sums, whose unit is input scale · weight scale. With inputs of very different
     sizes, one scale for them all makes that unit as large as what the result is rounded to, or larger.
     """
-    unit, step = _unit(model, node), _step(model, node.output[0])
+    in_steps, written = convolution(model, node), factors(model, node.output[0])
+    unit, step = _unit(model, in_steps), _step(model, node.output[0]) if written is None else np.ones((), np.float32)
+    node = in_steps
     if len(node.input) < 3 or unit is None or step is None or float(np.mean((unit / step) ** 2)) <= SHARE:
         yield node
         return
@@ -166,13 +154,17 @@ def _convolution(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
     yield helper.make_node("Add", [f"{out}.alone", column.name], [out], name=f"{node.name}.bias")
 
 
-def _unit(model: _Model, node: NodeProto) -> NDArray[np.float32] | None:
+def _unit(model: OnnxGraph, node: NodeProto) -> NDArray[np.float32] | None:
     """Input scale · weight scale: what the sums of `node` count. None if they are not of integers."""
-    scales = [_scale(model, model.writers.get(value), "DequantizeLinear") for value in node.input[:2]]
+    scales: list[NDArray[np.float32] | None] = [
+        _scale(model, model.writers.get(value), "DequantizeLinear") for value in node.input[:2]
+    ]
+    if steps_of(model, model.writers.get(node.input[0])) is not None:
+        scales[0] = np.ones((), np.float32)  # they are in the weights
     return None if scales[0] is None or scales[1] is None else scales[0] * scales[1]
 
 
-def _step(model: _Model, value: str) -> NDArray[np.float32] | None:
+def _step(model: OnnxGraph, value: str) -> NDArray[np.float32] | None:
     """What `value` is rounded to, by its only reader or behind a Relu or Clip; None if it is not."""
     readers = model.readers.get(value, [])
     if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
@@ -180,13 +172,13 @@ def _step(model: _Model, value: str) -> NDArray[np.float32] | None:
     return _scale(model, readers[0], "QuantizeLinear") if len(readers) == 1 else None
 
 
-def _scale(model: _Model, node: NodeProto | None, kind: str) -> NDArray[np.float32] | None:
+def _scale(model: OnnxGraph, node: NodeProto | None, kind: str) -> NDArray[np.float32] | None:
     if node is None or node.op_type != kind or node.input[1] not in model.constants:
         return None
     return np.asarray(numpy_helper.to_array(model.constants[node.input[1]]), dtype=np.float32)
 
 
-def _mean(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
+def _mean(model: OnnxGraph, node: NodeProto) -> Iterator[NodeProto]:
     """A ReduceMean of the image [N, C, H, W] that a convolution left in integers, rounded at once.
 
     Between the pair, ONNX Runtime pools integers; as a ReduceMean it brings them into another order and into float.
@@ -217,7 +209,7 @@ def _mean(model: _Model, node: NodeProto) -> Iterator[NodeProto]:
         yield helper.make_node("GlobalAveragePool", [node.input[0]], [out])
 
 
-def _is_image(model: _Model, value: str) -> bool:
+def _is_image(model: OnnxGraph, value: str) -> bool:
     """Whether `value` is what a convolution of images returned, rounded, bounded or added to."""
     node = model.writers.get(value)
     if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Add"):
@@ -227,4 +219,13 @@ def _is_image(model: _Model, value: str) -> bool:
     return stored is not None and len(stored.dims) == 4
 
 
-_REWRITES = {"Gemm": _product, "Transpose": _weight, "Gather": _rows, "Conv": _convolution, "ReduceMean": _mean}
+_REWRITES = {
+    "Gemm": _product,
+    "Transpose": _weight,
+    "Gather": _rows,
+    "Conv": _convolution,
+    "ReduceMean": _mean,
+    "QuantizeLinear": quantized,
+    "DequantizeLinear": dequantized,
+    "Clip": bounded,
+}

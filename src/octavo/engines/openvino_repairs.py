@@ -3,6 +3,8 @@
     weights      that it cannot dequantize: computed beforehand, so that the operation runs in float
     vectors      a product with one on integers returns [1, N] for [N]: they become matrices for its time
     extremes     ReduceMax and ReduceMin round wrongly what they round themselves (0 to 30 dB): it is done behind them
+    channels     a rounding of channels is moved in front of a concat, with the scales of all channels for each part of
+                 it: refused ("Argument shapes are inconsistent"). It stays behind
     masks        (1 − keep) · −1e9 is taken for a dequantization and moved across the sum that it is added in, where
                  it swallows the scores (5 dB): it stays on its side
 
@@ -32,6 +34,8 @@ def repair(core: ov.Core, model: ov.Model) -> None:
                 _round_behind(node)
             elif node.get_type_name() in _SUMS:
                 _keep_apart(node)
+            elif node.get_type_name() == "FakeQuantize":
+                _keep_behind(node)
     model.validate_nodes_and_infer_types()
 
 
@@ -85,6 +89,13 @@ _EXTREMES = {"ReduceMax", "ReduceMin"}
 def _round_behind(node: ov.Node) -> None:
     if node.get_output_element_type(0).is_real():
         _read_instead(node, _barrier)
+
+
+def _keep_behind(node: ov.Node) -> None:
+    """A barrier in front of a rounding of channels, if a concat stands there."""
+    source = node.input_value(0)
+    if source.get_node().get_type_name() == "Concat" and math.prod(node.input_value(1).get_shape()) > 1:
+        node.input(0).replace_source_output(_barrier(source).output(0))
 
 
 _SUMS = {"Add", "Subtract"}

@@ -29,7 +29,7 @@ from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
-from octavo.numerics.affine import QParams, dequantize, quantize
+from octavo.numerics.affine import QParams, beside, dequantize, quantize
 
 aten = torch.ops.aten
 INT32 = torch.iinfo(torch.int32)
@@ -40,11 +40,16 @@ class Integers:
     """A quantized tensor on its way to an integer operation.
 
     centred  [...] int32: q − zero_point, so that zero is 0 and padding needs no care
-    params   its scale; per tensor, or along an axis for a weight
+    params   its scale; per tensor, or along an axis along which the sum does not run
     """
 
     centred: Tensor
     params: QParams
+
+    @property
+    def scale(self) -> Tensor:
+        """Shaped to stand beside it, and beside what an operation returns whose sum does not run along its axis."""
+        return beside(self.params.scale, self.params.scheme, self.centred.ndim)
 
 
 class Quantize(nn.Module):
@@ -172,17 +177,32 @@ def _convolution(operation: Any, x: Integers, weight: Integers, bias: Tensor | N
     _check_no_blocks("convolution", weight)
     sums = accumulate(lambda a, b: operation(a, b, None, *rest), x.centred, weight.centred)
     space = weight.centred.ndim - 2
-    scale = weight.params.scale
+    outputs, scale, own = sums.shape[-space - 1], weight.params.scale, x.params.scale
     if scale.ndim == 1:
         # A grouped transposed convolution has one scale for each output channel *within* a group.
-        scale = scale.repeat(sums.shape[-space - 1] // scale.numel()).reshape(-1, *[1] * space)
-    return rescale(sums, x.params.scale * scale, None if bias is None else bias.reshape(-1, *[1] * space))
+        scale = scale.repeat(outputs // scale.numel()).reshape(-1, *[1] * space)
+    if own.ndim == 1:
+        own = _of_outputs(x, outputs, rest).reshape(-1, *[1] * space)
+    return rescale(sums, own * scale, None if bias is None else bias.reshape(-1, *[1] * space))
+
+
+def _of_outputs(x: Integers, outputs: int, rest: tuple[Any, ...]) -> Tensor:
+    """[outputs]: the scale of the input channels that each output channel sums, which must be one."""
+    groups = rest[3] if len(rest) > 3 else 1
+    scale = x.params.scale.reshape(groups, -1)
+    if bool((scale != scale[:, :1]).any()):
+        raise QuantizationError(
+            asked="execute a convolution whose input has a scale for each channel",
+            seen="one of its sums runs over channels of different scales",
+            remedy="choose the scales by choose_params, or give the input a scheme without axis",
+        )
+    return scale[:, 0].repeat_interleave(outputs // groups)
 
 
 def _linear(operation: Any, x: Integers, weight: Integers, bias: Tensor | None = None) -> Tensor:
     if weight.params.scheme.block is not None:
         return _linear_in_blocks(operation, x, weight, bias)
-    return rescale(accumulate(operation, x.centred, weight.centred), x.params.scale * weight.params.scale, bias)
+    return rescale(accumulate(operation, x.centred, weight.centred), x.scale * weight.params.scale, bias)
 
 
 def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tensor | None) -> Tensor:
@@ -198,17 +218,13 @@ def _linear_in_blocks(operation: Any, x: Integers, weight: Integers, bias: Tenso
     out = torch.zeros((), device=x.centred.device)
     blocks = (torch.split(x.centred, block, -1), torch.split(weight.centred, block, 1))
     for lhs, rhs, scale in zip(*blocks, weight.params.scale.unbind(1), strict=True):
-        out = out + rescale(accumulate(operation, lhs, rhs), x.params.scale * scale, None)
+        out = out + rescale(accumulate(operation, lhs, rhs), x.scale * scale, None)
     return out if bias is None else out + bias
 
 
 def _matmul(operation: Any, lhs: Integers, rhs: Integers) -> Tensor:
     _check_no_blocks("matmul", lhs, rhs)
-    scale = rhs.params.scale  # along the columns
-    rows = lhs.params.scale
-    if rows.ndim == 1:  # a weight on the left has a scale for each row
-        rows = rows.unsqueeze(-1)
-    return rescale(accumulate(operation, lhs.centred, rhs.centred), rows * scale, None)
+    return rescale(accumulate(operation, lhs.centred, rhs.centred), lhs.scale * rhs.scale, None)
 
 
 def _check_no_blocks(name: str, *operands: Integers) -> None:
@@ -257,18 +273,9 @@ def _to_float(leaf: Any) -> Any:
     if not isinstance(leaf, Integers):
         return leaf
     scheme, params = leaf.params.scheme, leaf.params
-    zero = params.zero_point if params.zero_point.ndim == 0 else _along(params, leaf.centred)
+    zero = beside(params.zero_point, scheme, leaf.centred.ndim)
     return dequantize((leaf.centred + zero).to(scheme.dtype), params)
 
 
 def _centred(q: Tensor, params: QParams) -> Tensor:
-    return q.to(torch.int32) - (params.zero_point if params.zero_point.ndim == 0 else _along(params, q))
-
-
-def _along(params: QParams, q: Tensor) -> Tensor:
-    """The zero-point, shaped to stand beside every entry of `q`."""
-    scheme = params.scheme
-    assert scheme.axis is not None
-    if scheme.block is not None:
-        return params.zero_point.repeat_interleave(scheme.block, scheme.axis)
-    return params.zero_point.reshape([-1 if axis == scheme.axis % q.ndim else 1 for axis in range(q.ndim)])
+    return q.to(torch.int32) - beside(params.zero_point, params.scheme, q.ndim)

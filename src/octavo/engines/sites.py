@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_structure, tree_unflatten
 
@@ -11,10 +12,11 @@ from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
 from octavo.network.plan import Quantizer
 from octavo.network.share import Edge
+from octavo.numerics.affine import beside
 
 
-def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, float]]:
-    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: scale}.
+def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, Tensor]]:
+    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: scale, beside it}.
 
     The output of the network is one more reader of every quantized activation, so each engine returns, by its own
     means, the values that it rounded. What the network returns in float already is left out.
@@ -24,14 +26,15 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
     (output,) = module.graph.find_nodes(op="output")
     returned = list(output.args[0])
     extra: dict[str, Node] = {}
-    scales: dict[str, float] = {}
+    scales: dict[str, Tensor] = {}
     quantizers = []
     for quantizer in params.plan.quantizers:
         sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
         seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
         sources = {name: source for name, source in sources.items() if source not in seen}
         extra |= sources
-        scales |= dict.fromkeys(sources, 0.0 if quantizer.constant else float(params.values[quantizer.name].scale))
+        for name, source in sources.items():
+            scales[name] = beside(params.values[quantizer.name].scale, quantizer.scheme, source.meta["val"].ndim)
         edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())
         quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
     inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)

@@ -19,6 +19,7 @@ from octavo.network.edit import attribute, is_constant
 from octavo.network.graph import Graph
 from octavo.network.operations import operation
 from octavo.network.plan import Plan, Quantizer
+from octavo.network.rule import Site
 from octavo.numerics.affine import SMALLEST_SCALE, QParams
 
 LARGEST_BIAS = 2.0**30  # the other half of int32 is for the products
@@ -35,7 +36,7 @@ def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]
                 if site.role == "weight" and site.node in inputs:
                     bias = _bias(graph, nodes[site.node])
                     if bias is not None:
-                        step = found[inputs[site.node].name].scale
+                        step = _of_outputs(found[inputs[site.node].name].scale, site, len(bias))
                         found[quantizer.name] = _raised(quantizer, found[quantizer.name], bias, step)
     return found
 
@@ -45,6 +46,13 @@ def _bias(graph: Graph, node: Node) -> Tensor | None:
     row = operation(node)
     source = node.args[2] if row is not None and row.inputs.keys() == {0, 1} and len(node.args) > 2 else None
     return attribute(graph.module, source).detach() if isinstance(source, Node) and is_constant(source) else None
+
+
+def _of_outputs(step: Tensor, site: Site, outputs: int) -> Tensor:
+    """The scale of what each output channel sums: [outputs], or [] for the smallest where none belongs to a channel."""
+    if step.ndim and site.operation.startswith("conv") and outputs % len(step) == 0:
+        return step.repeat_interleave(outputs // len(step))
+    return step.min()
 
 
 def _raised(quantizer: Quantizer, params: QParams, bias: Tensor, step: Tensor) -> QParams:

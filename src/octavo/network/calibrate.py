@@ -1,46 +1,46 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
-from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from octavo.arguments import check_fields, checked
 from octavo.errors import QuantizationError
 from octavo.network.bias import with_room_for_biases
+from octavo.network.channels import ranges_of_channels
 from octavo.network.edit import attribute
 from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs, insert
 from octavo.network.join import joined
-from octavo.network.operations import NEGATIVE_LOBE
+from octavo.network.lobe import WHY, with_lobe
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.ranks import by_first, merged_over_ranks, together
 from octavo.network.samples import Call, Samples
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
+from octavo.numerics.channels import ChannelHistogram
 from octavo.numerics.histogram import Histogram
-from octavo.numerics.ranges import RangeMethod, max_range, method
+from octavo.numerics.ranges import Range, RangeMethod, max_range, method
 
 
 @dataclass(frozen=True, eq=False)  # equal to any mapping with the same histograms
-class Stats(Mapping[str, Histogram]):
-    """What calibration saw: {quantizer: histogram}, and a few of the inputs themselves.
+class Stats(Mapping[str, Histogram | ChannelHistogram]):
+    """What calibration saw: {quantizer: histogram, or those of its channels}, and a few of the inputs themselves.
 
     samples  the arguments of a few calls, some samples together: see `octavo.network.samples`
     """
 
-    histograms: Mapping[str, Histogram]
+    histograms: Mapping[str, Histogram | ChannelHistogram]
     samples: tuple[Call, ...] = ()
 
-    def __getitem__(self, name: str) -> Histogram:
+    def __getitem__(self, name: str) -> Histogram | ChannelHistogram:
         return self.histograms[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _params(plan: Plan, values: dict[str, QParams], method: str, notes: Any, sam
 class _Observer(nn.Module):
     """Counts what passes through, and passes it on."""
 
-    def __init__(self, name: str, histogram: Histogram) -> None:
+    def __init__(self, name: str, histogram: Histogram | ChannelHistogram) -> None:
         super().__init__()
         self.name, self.histogram = name, histogram
 
@@ -113,7 +113,11 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
     progress  show a progress bar with the time left
     raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch; on every rank
     """
-    histograms = {quantizer.name: Histogram() for quantizer in plan.quantizers if not quantizer.constant}
+    histograms = {
+        quantizer.name: Histogram() if quantizer.scheme.axis is None else ChannelHistogram(quantizer.scheme.axis)
+        for quantizer in plan.quantizers
+        if not quantizer.constant
+    }
 
     def make(quantizer: Quantizer) -> nn.Module:
         return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
@@ -154,15 +158,15 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Sam
 
 @checked
 def choose_params(
-    graph: Graph, plan: Plan, stats: Mapping[str, Histogram], by: RangeMethod | str = max_range
+    graph: Graph, plan: Plan, stats: Mapping[str, Histogram | ChannelHistogram], by: RangeMethod | str = max_range
 ) -> Params:
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
     The plan of what comes back has fewer quantizers, where a tensor that is read alone and through a concat can have
     one scale for both.
 
-    The range of a GELU and its like ends at 10, if the few integers below zero would be lost otherwise (§5.3, GELU10):
-    `Params.notes` says where.
+    The range of a GELU and its like ends earlier where that loses less than its part below zero (§5.3, GELU10; see
+    `octavo.network.lobe`): `Params.notes` says where.
 
     by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
     raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or an
@@ -173,12 +177,19 @@ def choose_params(
     nodes = {node.name: node for node in graph.module.graph.nodes}
     notes: dict[str, str] = {}
 
-    def ranges(quantizer: Quantizer, histogram: Histogram) -> QParams:
-        low, high = choose(histogram, quantizer.scheme)
-        clipped = _clipped(quantizer, nodes, low, high)
-        if clipped != (low, high):
-            notes[quantizer.name] = f"{quantizer.name}: range ends at {CLIP:g}, not {high:.3g}: {_WHY}"
-        return params_from_range(*clipped, quantizer.scheme)
+    def of_one(quantizer: Quantizer, histogram: Histogram) -> Range:
+        """The range of a tensor, or of one of its channels."""
+        scheme = replace(quantizer.scheme, axis=None)
+        low, high = choose(histogram, scheme)
+        found = with_lobe(quantizer, nodes, histogram, scheme, (low, high))
+        if found != (low, high):
+            notes.setdefault(quantizer.name, f"{quantizer.name}: range ends at {found[1]:.3g}, not {high:.3g}: {WHY}")
+        return found
+
+    def ranges(quantizer: Quantizer, seen: Histogram | ChannelHistogram) -> QParams:
+        if isinstance(seen, ChannelHistogram):
+            return params_from_range(*ranges_of_channels(quantizer, nodes, seen, of_one), quantizer.scheme)
+        return params_from_range(*of_one(quantizer, seen), quantizer.scheme)
 
     values = {}
     for quantizer in plan.quantizers:
@@ -227,22 +238,7 @@ def _naming(name: str) -> Iterator[None]:
         raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
-CLIP = 10.0  # where the paper ends the range of GELU
-INTEGERS = 2  # that the part below zero must reach
-_WHY = f"the activation's part below zero would be less than {INTEGERS} integers"
-
-
-def _clipped(quantizer: Quantizer, nodes: Mapping[str, Node], low: float, high: float) -> tuple[float, float]:
-    """[low, high], or up to CLIP if its sources reach so little below zero that the integers there would be lost."""
-    lobes = [NEGATIVE_LOBE.get(nodes[edge.source].target, math.inf) for edge in quantizer.edges]
-    scheme = quantizer.scheme
-    step = max(abs(low), abs(high)) / scheme.qmax if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
-    if high <= CLIP or scheme.bits < 8 or max(lobes) >= INTEGERS * step:
-        return low, high
-    return max(low, -CLIP), CLIP
-
-
-def _seen(stats: Mapping[str, Histogram], name: str) -> Histogram:
+def _seen(stats: Mapping[str, Histogram | ChannelHistogram], name: str) -> Histogram | ChannelHistogram:
     histogram = stats.get(name)
     if histogram is None or histogram.count == 0:
         raise QuantizationError(

@@ -54,6 +54,13 @@ def emit_parameter(module: GraphModule, like: Node, name: str, tensor: Tensor) -
     return read_attribute(like, f"{owner_path}.{leaf}" if owner_path else leaf, tensor)
 
 
+def forget_parameter(module: GraphModule, node: Node) -> None:
+    """Take away what `emit_parameter` made, which nothing reads."""
+    owner_path, _, leaf = str(node.target).rpartition(".")
+    delattr(submodule(module, owner_path), leaf)
+    node.graph.erase_node(node)
+
+
 def read_attribute(like: Node, target: str, tensor: Tensor) -> Node:
     """The new `get_attr` node of `target`, placed before `like`."""
     with like.graph.inserting_before(like):

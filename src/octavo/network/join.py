@@ -2,7 +2,8 @@
 
 A plan gives every reader a quantizer of its own for the tensors that it reads. Engines are fastest where a tensor is
 rounded once, so what is known after calibration decides: readers of a common tensor share one quantizer, of the range
-of all that they read, but for those whose own step would be less than a third of the shared one.
+of all that they read, but for those whose own step would be less than a third of the shared one. So do a reader that
+could have a scale for each channel, a depthwise convolution, and one that cannot, if that loses it less than a bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,16 +13,19 @@ from functools import reduce
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.target import Target
 from octavo.numerics.affine import QParams
+from octavo.numerics.channels import ChannelHistogram
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.scheme import Scheme
 
+APART = 2.0  # steps of the channels, in the mean square, that one step for all may be: one bit
 COARSEST = 3.0  # steps of its own that a shared step may be: 2 where only the reader's tensors are never negative
 
-Ranges = Callable[[Quantizer, Histogram], QParams]
+Seen = Histogram | ChannelHistogram
+Ranges = Callable[[Quantizer, Seen], QParams]
 
 
 def joined(
-    plan: Plan, values: Mapping[str, QParams], seen: Mapping[str, Histogram], ranges: Ranges
+    plan: Plan, values: Mapping[str, QParams], seen: Mapping[str, Seen], ranges: Ranges
 ) -> tuple[Plan, dict[str, QParams]]:
     """`plan` and `values` with one quantizer where readers of a common tensor can share it.
 
@@ -33,7 +37,7 @@ def joined(
         members = list(family)
         while len(members) > 1:
             whole = together(members, _widest(members, plan.target))
-            histogram = reduce(Histogram.merge, (seen[member.name] for member in members))
+            histogram = reduce(Histogram.merge, (one for m in members if isinstance(one := seen[m.name], Histogram)))
             shared = ranges(whole, histogram)
             fitting = [one for one in members if float(shared.scale) <= COARSEST * float(values[one.name].scale)]
             if len(fitting) == len(members):
@@ -42,6 +46,11 @@ def joined(
                 quantizers[whole.name], found[whole.name] = whole, shared
                 break
             members = fitting
+    for whole, channels in _pairs(list(quantizers.values()), plan.target):
+        steps = found[whole.name].scale.double() / found[channels.name].scale.double()
+        if float(steps.square().mean()) <= APART**2:
+            del quantizers[channels.name], found[channels.name]
+            quantizers[whole.name] = together([quantizers[whole.name], channels], whole.scheme)  # it may have others
     order = {q.name: number for number, q in enumerate(plan.quantizers)}
     rest = sorted(quantizers.values(), key=lambda q: order[q.name])
     return replace(plan, quantizers=tuple(rest)), {q.name: found[q.name] for q in rest}
@@ -56,7 +65,7 @@ def together(members: Sequence[Quantizer], scheme: Scheme) -> Quantizer:
 
 def _families(plan: Plan) -> Iterator[list[Quantizer]]:
     """The quantizers of activations that have a tensor in common, directly or by others, and could have one scheme."""
-    activations = [quantizer for quantizer in plan.quantizers if not quantizer.constant]
+    activations = [one for one in plan.quantizers if not one.constant and one.scheme.axis is None]
     first: dict[tuple[str, Scheme], int] = {}  # {(tensor, scheme): the first that reads it}
     family = list(range(len(activations)))
     for number, quantizer in enumerate(activations):
@@ -70,6 +79,18 @@ def _families(plan: Plan) -> Iterator[list[Quantizer]]:
     yield from (members for members in families.values() if len(members) > 1)
 
 
+def _pairs(quantizers: Sequence[Quantizer], target: Target) -> Iterator[tuple[Quantizer, Quantizer]]:
+    """(one with a scale for the tensor, one with a scale for each channel) that round the same, and could be one."""
+    activations = [one for one in quantizers if not one.constant]
+    for channels in (one for one in activations if one.scheme.axis is not None):
+        sources, asked = {edge.source for edge in channels.edges}, replace(channels.scheme, axis=None)
+        for whole in activations:
+            one = _asked_for(whole.scheme, target) == _asked_for(asked, target)
+            if one and sources <= {edge.source for edge in whole.edges}:
+                yield whole, channels
+                break
+
+
 def _root(family: list[int], number: int) -> int:
     while family[number] != number:
         family[number] = number = family[family[number]]  # halves the way for whoever comes next
@@ -79,7 +100,7 @@ def _root(family: list[int], number: int) -> int:
 def _asked_for(scheme: Scheme, target: Target) -> Scheme:
     """The scheme before `make_plan` knew that the tensor is never negative."""
     if target.nonnegative is not None and scheme == replace(target.nonnegative, bits=scheme.bits):
-        return replace(target.activation, bits=scheme.bits)
+        return replace(target.convolution or target.activation, bits=scheme.bits)
     return scheme
 
 

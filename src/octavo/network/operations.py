@@ -3,8 +3,8 @@
 A new operation is a new row.
 """
 
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,16 +15,32 @@ from octavo.network.edit import is_constant, is_floating
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Input:
+    """A quantized input of an operation.
+
+    role  what it is called
+    axis  of one scale per output channel, if it is a weight
+    free  (operation's node, rank of the input) → the axes along which the operation's sum does not run, if it is an
+          activation: a scale that varies along them is a factor of every sum (Wu et al. 2020, §3.2). For each of them
+          how many neighbours must share a scale, because one sum runs over them
+    """
+
+    role: str
+    axis: int
+    free: Callable[[Node, int], dict[int, int]] = lambda node, rank: {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """A compute-heavy operation and its quantized inputs.
 
     name    the field's word for it
-    inputs  {argument: (role, axis of one scale per output channel if the input is a weight)}
+    inputs  {argument: input}
     """
 
     name: str
-    inputs: dict[int, tuple[str, int]]
+    inputs: dict[int, Input]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +50,43 @@ class Operand:
     node, source  the operation and what it reads
     role          "input", "weight", "lhs", "rhs", …
     axis          for a weight: the axis of its output channels, which have a scale each; None for an activation
+    free          for an activation: {axis along which the sum does not run: neighbours that must share a scale}
     """
 
     node: Node
     source: Node
     role: str
     axis: int | None
+    free: Mapping[int, int] = field(default_factory=dict)
 
 
-_CONVOLUTION = {0: ("input", 0), 1: ("weight", 0)}
-_TRANSPOSED = {0: ("input", 0), 1: ("weight", 1)}
-_PRODUCT = {0: ("lhs", -2), 1: ("rhs", -1)}
+def _channels(node: Node, rank: int) -> dict[int, int]:
+    """A sum of a convolution runs over the channels of one group; of a depthwise one, over one channel."""
+    weight = node.args[1]
+    assert isinstance(weight, Node)
+    groups = node.args[6] if len(node.args) > 6 else 1
+    axis = rank + 1 - weight.meta["val"].ndim
+    channels = node.args[0].meta["val"].shape[axis]  # type: ignore[union-attr]
+    return {axis: channels // groups} if isinstance(groups, int) and groups > 1 and isinstance(channels, int) else {}
+
+
+def _rows(node: Node, rank: int) -> dict[int, int]:
+    """The sum runs over the last axis."""
+    return dict.fromkeys(range(rank - 1), 1)
+
+
+def _columns(node: Node, rank: int) -> dict[int, int]:
+    """The sum runs over the last axis but one."""
+    return dict.fromkeys([*range(rank - 2), rank - 1], 1) if rank > 1 else {}
+
+
+_CONVOLUTION = {0: Input("input", 0, _channels), 1: Input("weight", 0)}
+_TRANSPOSED = {0: Input("input", 0, _channels), 1: Input("weight", 1)}
+_LINEAR = {0: Input("input", 0, _rows), 1: Input("weight", 0)}
+_PRODUCT = {0: Input("lhs", -2, _rows), 1: Input("rhs", -1, _columns)}
+_SUM = {0: Input("lhs", 0), 1: Input("rhs", 0)}
+
+OUTPUT = "output"  # the role of what a convolution returns to a reader that is none of the operations below
 
 # Paper §4: every input of the operations that do the arithmetic, and of residual additions.
 OPERATIONS: dict[Any, Operation] = {
@@ -57,12 +99,12 @@ OPERATIONS: dict[Any, Operation] = {
     aten.conv_transpose1d.default: Operation(name="conv_transpose1d", inputs=_TRANSPOSED),
     aten.conv_transpose2d.input: Operation(name="conv_transpose2d", inputs=_TRANSPOSED),
     aten.conv_transpose3d.input: Operation(name="conv_transpose3d", inputs=_TRANSPOSED),
-    aten.linear.default: Operation(name="linear", inputs={0: ("input", 0), 1: ("weight", 0)}),
+    aten.linear.default: Operation(name="linear", inputs=_LINEAR),
     aten.matmul.default: Operation(name="matmul", inputs=_PRODUCT),
-    aten.embedding.default: Operation(name="embedding", inputs={0: ("weight", 0)}),
-    aten.add.Tensor: Operation(name="add", inputs={0: ("lhs", 0), 1: ("rhs", 0)}),
-    aten.lstm.input: Operation(name="lstm", inputs={0: ("input", 0)}),  # and its weights: see `operands`
-    aten.gru.input: Operation(name="gru", inputs={0: ("input", 0)}),
+    aten.embedding.default: Operation(name="embedding", inputs={0: Input("weight", 0)}),
+    aten.add.Tensor: Operation(name="add", inputs=_SUM),
+    aten.lstm.input: Operation(name="lstm", inputs={0: Input("input", 0)}),  # and its weights: see `operands`
+    aten.gru.input: Operation(name="gru", inputs={0: Input("input", 0)}),
 }
 
 RECURRENT = {"lstm", "gru"}
@@ -153,17 +195,31 @@ def is_factor(operation: str, role: str) -> bool:
     return role in {"rhs", "weight"} and operation != "add"
 
 
+def lone_channels(operand: Operand) -> int | None:
+    """The axis of the channels of `operand`, if a convolution reads or returns it and no sum runs over two of them."""
+    row = operation(operand.node)
+    if operand.role != OUTPUT and (row is None or row.name not in _CONVOLUTIONS):
+        return None
+    return next((axis for axis, neighbours in operand.free.items() if neighbours == 1), None)
+
+
+_CONVOLUTIONS = {f"conv{'_transpose' * turned}{n}d" for turned in (0, 1) for n in (1, 2, 3)}
+
+
 def operands(node: Node) -> Iterator[Operand]:
     """The inputs of `node` that the paper quantizes; none for an operation without a row."""
     row = operation(node)
     if row is None:
         return
-    for position, (role, axis) in row.inputs.items():
+    for position, read in row.inputs.items():
         source = node.args[position] if position < len(node.args) else None
         if isinstance(source, Node) and is_floating(source):
-            constant = is_constant(source)
-            named = "weight" if constant and row.name == "matmul" else role
-            yield Operand(node=node, source=source, role=named, axis=axis if constant else None)
+            if is_constant(source):
+                role = "weight" if row.name == "matmul" else read.role
+                yield Operand(node=node, source=source, role=role, axis=read.axis)
+            else:
+                free = read.free(node, source.meta["val"].ndim)
+                yield Operand(node=node, source=source, role=read.role, axis=None, free=free)
     if row.name in RECURRENT:
         yield from _recurrent_weights(node)
 
@@ -181,6 +237,26 @@ def _recurrent_weights(node: Node) -> Iterator[Operand]:
         if position in roles and is_constant(source):
             assert isinstance(source, Node)
             yield Operand(node=node, source=source, role=roles[position] + "_reverse" * direction, axis=0)
+
+
+def keeps_axis(node: Node, axis: int) -> bool:
+    """Whether what stands at an index of `axis` in the input of `node` stands there in its result, and nothing else."""
+    source = node.all_input_nodes[0].meta["val"]
+    if node.target in _KEEPS_CHANNELS:  # all but the last axes, over which they pool or repeat
+        return axis < int(source.ndim) - _KEEPS_CHANNELS[node.target]
+    if node.target in _PADS:
+        widths = node.args[1]
+        assert isinstance(widths, list | tuple)
+        return axis < int(source.ndim) - len(widths) // 2
+    return node.target in _COPIES
+
+
+_KEEPS_CHANNELS = {
+    aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3,
+    aten.upsample_nearest1d.vec: 1, aten.upsample_nearest2d.vec: 2, aten.upsample_nearest3d.vec: 3,
+}  # fmt: skip
+_PADS = {aten.constant_pad_nd.default, aten.pad.default}
+_COPIES = {aten.contiguous.default, aten.clone.default}
 
 
 def preserves_values(node: Node) -> bool:

@@ -11,15 +11,16 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.fx import Node
 
-from octavo.network.operations import Operand, operation, preserves_values
+from octavo.network.operations import NEGATIVE_LOBE, OUTPUT, Operand, operation, preserves_values
 
 aten = torch.ops.aten
-ROLE = "output"
+ROLE = OUTPUT
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 # What the engine computes inside the convolution. Batch-norms are folded before.
 _INSIDE = {
     aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default,
 }  # fmt: skip
+_IN_FLOAT = {*NEGATIVE_LOBE, aten.sigmoid.default, aten.hardsigmoid.default, aten.tanh.default, aten.leaky_relu.default}
 Reads = Collection[tuple[Node, Node]]
 
 
@@ -35,11 +36,22 @@ def output_operands(nodes: Sequence[Node], rounded: Reads) -> dict[Node, list[Op
         last = _last_inside(node) if _is_convolved(node, rounded) else None
         if last is not None and not any(reader in returned for reader in last.users):
             found[node] = [
-                Operand(node=reader, source=last, role=ROLE, axis=None)
+                Operand(node=reader, source=last, role=ROLE, axis=None, free=_free(node, reader))
                 for reader in last.users
                 if (last, reader) not in rounded and reader not in moving
             ]
     return found
+
+
+def _free(node: Node, reader: Node) -> dict[int, int]:
+    """Every channel that a convolution returns is a sum of its own, and may have a scale of its own.
+
+    Where the engine would compute in integers, as a mean, one scale for all is better.
+    """
+    row, weight = operation(node), node.args[1]
+    if row is None or row.name == "add" or not isinstance(weight, Node) or reader.target not in _IN_FLOAT:
+        return {}
+    return {node.meta["val"].ndim + 1 - weight.meta["val"].ndim: 1}
 
 
 def _is_convolved(node: Node, rounded: Reads) -> bool:

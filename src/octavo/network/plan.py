@@ -14,10 +14,19 @@ from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
-from octavo.network.operations import Operand, Operation, float_only, is_factor, never_negative, operands, operation
+from octavo.network.operations import (
+    Operand,
+    Operation,
+    float_only,
+    lone_channels,
+    never_negative,
+    operands,
+    operation,
+)
 from octavo.network.outputs import ROLE, output_operands
 from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
+from octavo.network.schemes import is_convolved, is_own, scheme_of
 from octavo.network.share import Edge, Read, shared_reads
 from octavo.network.target import Target, target_named
 from octavo.numerics.scheme import Scheme
@@ -55,17 +64,22 @@ class Coverage:
 
     This is the plan. What an engine makes of it, `octavo.workflow.ran` says.
 
-    layers  the names of those that are quantized, in the order of the data flow
+    layers      the names of those that are quantized, in the order of the data flow
+    per_tensor  the depthwise convolutions whose input has one scale for all channels, where sums would allow more
     """
 
     quantized: int
     total: int
     kept_float: tuple[KeptFloat, ...]
     layers: tuple[str, ...] = ()
+    per_tensor: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.quantized} of {self.total} compute-heavy operations quantized"]
-        return "\n".join(lines + [f"  {kept.site}: float, {kept.reason}" for kept in self.kept_float])
+        lines += [f"  {kept.site}: float, {kept.reason}" for kept in self.kept_float]
+        if self.per_tensor:
+            lines.append(f"  {len(self.per_tensor)} depthwise convolutions: one scale for all channels that they read")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +107,13 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
         for (site, _), rule in zip(placed, decisions, strict=True)
         if site.role != ROLE and (rule is None or rule.skip)
     }
+    convolved = {operand.source for site, operand in placed if is_convolved(site)}
     chosen = [
-        (site, operand, _scheme(site, operand, rule, target))
+        (site, operand, scheme_of(site, operand, rule, target, convolved))
         for (site, operand), rule in zip(placed, decisions, strict=True)
         if rule is not None and not rule.skip and not (site.role == ROLE and site.layer in left)
     ]
-    coverage = _coverage(graph, target, placed, decisions)
+    coverage = _coverage(graph, target, placed, decisions, chosen)
     if not chosen:
         raise QuantizationError(
             asked=f"quantize with {', '.join(map(str, rules))}",
@@ -184,37 +199,6 @@ def _layer(node: Node, name: str) -> str:
     return f"{caller}.{name}" if caller else name
 
 
-def _scheme(site: Site, operand: Operand, rule: Rule, target: Target) -> Scheme:
-    scheme = rule.scheme or _own_scheme(site, operand, target)
-    if rule.bits is not None:
-        scheme = replace(scheme, bits=rule.bits)
-    if operand.axis is None:
-        if scheme.axis is not None:
-            raise QuantizationError(
-                asked=f"quantize an activation along axis {scheme.axis}",
-                seen="an integer product can factor only one scale per tensor out of its sum",
-                remedy="give activations a scheme without axis",
-                site=site.name,
-            )
-        return scheme
-    if scheme.axis is None or scheme.block is not None or scheme.axis == operand.axis:
-        return scheme
-    if scheme.axis == 0:
-        return replace(scheme, axis=operand.axis)
-    raise QuantizationError(
-        asked=f"quantize the weight along axis {scheme.axis}",
-        seen=f"the output channels of {site.operation} weights lie along axis {operand.axis}",
-        remedy="use axis=0, which stands for the output channel everywhere",
-        site=site.name,
-    )
-
-
-def _own_scheme(site: Site, operand: Operand, target: Target) -> Scheme:
-    if operand.axis is not None:
-        return target.weight
-    return (target.factor if is_factor(site.operation, site.role) else None) or target.activation
-
-
 def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[Quantizer, ...]:
     reads = [
         Read(site=site, node=operand.node, source=operand.source, scheme=scheme) for site, operand, scheme in chosen
@@ -224,21 +208,20 @@ def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> t
     for group in shared_reads(reads):
         scheme, constant = group.scheme, all(source.op == "get_attr" for source in group.sources)
         unsigned = target.nonnegative
-        if unsigned is not None and _replaceable(scheme, target) and positive.issuperset(group.sources):
-            scheme = replace(unsigned, bits=scheme.bits)
+        if unsigned is not None and is_own(scheme, target) and positive.issuperset(group.sources):
+            scheme = replace(unsigned, bits=scheme.bits, axis=scheme.axis)
         quantizers.append(
             Quantizer(name=group.sites[0].name, scheme=scheme, constant=constant, edges=group.edges, sites=group.sites)
         )
     return tuple(quantizers)
 
 
-def _replaceable(scheme: Scheme, target: Target) -> bool:
-    """Whether `scheme` is the target's own for activations (a rule's own scheme is never second-guessed)."""
-    return scheme == replace(target.activation, bits=scheme.bits)
-
-
 def _coverage(
-    graph: Graph, target: Target, placed: list[tuple[Site, Operand]], decisions: list[Rule | None]
+    graph: Graph,
+    target: Target,
+    placed: list[tuple[Site, Operand]],
+    decisions: list[Rule | None],
+    chosen: list[tuple[Site, Operand, Scheme]],
 ) -> Coverage:
     left: dict[str, str] = {}
     for (site, _), rule in zip(placed, decisions, strict=True):
@@ -250,7 +233,17 @@ def _coverage(
     reasons = {name: _reason(nodes[node], target, sited, left) for node, name in _heavy(graph, sited).items()}
     kept = tuple(KeptFloat(site=name, reason=reason) for name, reason in reasons.items() if reason is not None)
     quantized = tuple(name for name, reason in reasons.items() if reason is None)
-    return Coverage(quantized=len(quantized), total=len(reasons), kept_float=kept, layers=quantized)
+    return Coverage(
+        quantized=len(quantized), total=len(reasons), kept_float=kept, layers=quantized, per_tensor=_per_tensor(chosen)
+    )
+
+
+def _per_tensor(chosen: list[tuple[Site, Operand, Scheme]]) -> tuple[str, ...]:
+    return tuple(
+        site.layer
+        for site, operand, scheme in chosen
+        if site.role == "input" and lone_channels(operand) is not None and scheme.axis is None
+    )
 
 
 def _reason(node: Node, target: Target, sited: dict[str, str], left: dict[str, str]) -> str | None:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from octavo.errors import QuantizationError
+from octavo.numerics.channels import ChannelHistogram, restored
 from octavo.numerics.histogram import Histogram
 
 Value = TypeVar("Value")
@@ -148,16 +149,18 @@ def gathered(value: Value) -> list[Value]:
         return [pickle.loads(one) for one in found]
 
 
-def merged_over_ranks(histograms: Mapping[str, Histogram], batches: int) -> tuple[dict[str, Histogram], int]:
+def merged_over_ranks(
+    histograms: Mapping[str, Histogram | ChannelHistogram], batches: int
+) -> tuple[dict[str, Histogram | ChannelHistogram], int]:
     """The histograms and the number of batches of all ranks together, on every rank; alone, as they are."""
     if ranks() == 1:
         return dict(histograms), batches
     own = {name: histogram.state() for name, histogram in histograms.items()}
     all_ranks = gathered((own, batches))
-    merged = {name: Histogram() for name in histograms}
-    for states, _ in all_ranks:
+    merged: dict[str, Any] = {name: restored(state) for name, state in all_ranks[0][0].items()}
+    for states, _ in all_ranks[1:]:
         for name, state in states.items():
-            merged[name] = merged[name].merge(Histogram.from_state(state))
+            merged[name] = merged[name].merge(restored(state))
     return merged, sum(number for _, number in all_ranks)
 
 

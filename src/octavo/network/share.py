@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.network.operations import TAKES_A_PART, preserves_values
+from octavo.network.operations import TAKES_A_PART, keeps_axis, preserves_values
 from octavo.network.rule import Site
 from octavo.numerics.scheme import Scheme
 
@@ -101,6 +101,7 @@ def _crossed(nodes: Sequence[Node], scheme: Scheme, wanted: Mapping[tuple[Node, 
         if (
             preserves_values(node)
             and not _is_part(node)
+            and (scheme.axis is None or keeps_axis(node, scheme.axis))
             and all(wanted.get((node, user)) == scheme or user in crossable for user in node.users)
         ):
             crossable.add(node)

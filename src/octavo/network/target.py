@@ -24,6 +24,9 @@ class Target:
 
     weight       scheme of weights; axis 0 stands for the output channel, wherever the operation has it
     activation   scheme of activations, per tensor: an integer product must factor the scale out of its sum (§3.2)
+    convolution  scheme of activations that convolutions read; None for the same as others
+    channels     whether there is a scale for each channel where no sum runs over them: in what a depthwise convolution
+                 reads, and in what a convolution returns to others, if that is rounded
     factor       scheme of activations that stand where a weight does: on the right of a product, or as a weight that is
                  computed; None for the same as others
     nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
@@ -39,6 +42,8 @@ class Target:
     name: str
     weight: Scheme = INT8_PER_CHANNEL
     activation: Scheme = INT8_FULL
+    convolution: Scheme | None = None
+    channels: bool = False
     factor: Scheme | None = None
     nonnegative: Scheme | None = None
     zero_points: bool = True
@@ -66,6 +71,8 @@ TARGETS: dict[str, Target] = {
         Target(
             name="openvino",
             weight=CPU_WEIGHT,
+            convolution=AFFINE_UINT8,  # its convolutions read uint8 with a zero-point in any case
+            channels=True,
             factor=CPU_FACTOR,
             nonnegative=UINT8,
             float_operations={
@@ -77,6 +84,7 @@ TARGETS: dict[str, Target] = {
             name="onnxruntime",
             weight=CPU_WEIGHT,
             activation=AFFINE_UINT8,  # its x86 kernels multiply uint8 by int8; signed activations run 1.5 to 3 x slower
+            channels=True,  # scales of channels are moved into the weights around
             residual="convolutions",
             convolution_outputs=True,
             float_operations={
@@ -87,6 +95,8 @@ TARGETS: dict[str, Target] = {
         Target(
             name="onednn",
             weight=CPU_WEIGHT,
+            convolution=AFFINE_UINT8,  # as every activation is stored
+            channels=True,
             nonnegative=UINT8,
             residual="skip",
             float_operations={

@@ -74,20 +74,10 @@ class Histogram:
         site    named in the error
         raises  QuantizationError if x holds NaN or infinity (in float32) or is not floating point; nothing is counted
         """
-        if not x.is_floating_point():
-            raise QuantizationError(
-                asked=f"observe a tensor of {x.dtype}",
-                seen="only floating-point values are quantized",
-                remedy="leave this site out of the plan, or convert the tensor to float in the model",
-                site=site,
-            )
-        if x.numel() == 0:
+        flat, bounds = checked_bounds(_flat(x.detach()), site)
+        if bounds is None:
             return
-        flat = _flat(x.detach()).float()
-        low, high = (float(bound) for bound in torch.aminmax(flat))
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise _not_finite(flat, site)
-        self._widen((low, high))  # makes room first: counting does not check that a bucket is there
+        self._widen(bounds)  # makes room first: counting does not check that a bucket is there
         count_into(self._counts, flat, SHIFT)
 
     def merge(self, other: "Histogram") -> "Histogram":
@@ -131,6 +121,14 @@ class Histogram:
         }
 
     @classmethod
+    def filled(cls, keys: Counts, counts: Counts, bounds: tuple[float, float]) -> Self:
+        """The histogram with these counts in these buckets, no two of them the same, of values within `bounds`."""
+        histogram = cls()
+        histogram._widen(bounds)
+        histogram._counts[keys] = counts
+        return histogram
+
+    @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """The histogram that `state` was taken from; QuantizationError if these are not the tensors of one."""
         keys, counts, bounds = (
@@ -171,7 +169,7 @@ class Histogram:
         """Take values in these bounds as seen, and make room for their buckets: as much as the bounds need, no more."""
         low, high = self._bounds or bounds
         low, high = self._bounds = min(low, bounds[0]) + 0.0, max(high, bounds[1]) + 0.0  # +0.0 makes −0.0 zero
-        last = _bucket(high) if low >= 0 else _bucket(low)
+        last = bucket(high) if low >= 0 else bucket(low)
         if last >= len(self._counts):
             self._counts = np.pad(self._counts, (0, last + 1 - len(self._counts)))
 
@@ -182,6 +180,33 @@ class Histogram:
         return Buckets(low=low, high=high, counts=counts)
 
 
+def checked_bounds(x: Tensor, site: str | None) -> tuple[Tensor, tuple[float, float] | None]:
+    """(x without its gradient, in float32; its smallest and largest value, None if it has none).
+
+    raises  QuantizationError that names `site` if x is not floating point, or holds NaN or infinity in float32
+    """
+    if not x.is_floating_point():
+        raise QuantizationError(
+            asked=f"observe a tensor of {x.dtype}",
+            seen="only floating-point values are quantized",
+            remedy="leave this site out of the plan, or convert the tensor to float in the model",
+            site=site,
+        )
+    values = x.detach().float()
+    if not values.numel():
+        return values, None
+    low, high = (float(bound) for bound in torch.aminmax(values))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        nans, infinities = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+        raise QuantizationError(
+            asked="observe a tensor",
+            seen=f"{nans} NaN and {infinities} infinite values were among its {values.numel()}",
+            remedy="find the operation or the sample that made them: no range holds them",
+            site=site,
+        )
+    return values, (low, high)
+
+
 def _flat(x: Tensor) -> Tensor:
     """x in the order of its memory, [x.numel()]: counting needs no other, and a dense tensor is not copied."""
     strides = x.stride()
@@ -189,7 +214,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(by_stride).reshape(-1)
 
 
-def _bucket(x: float) -> int:
+def bucket(x: float) -> int:
     """The bucket that x falls into."""
     return int(np.float32(x).view(np.uint32)) >> SHIFT
 
@@ -211,13 +236,3 @@ def _consistent(keys: Tensor, counts: Tensor, bounds: Tensor) -> bool:
     finite = (keys >= 0) & (keys < BUCKETS) & (keys % NEGATIVE < INFINITE)
     ordered = bool((keys[1:] > keys[:-1]).all()) and bounds.tolist() == sorted(bounds.tolist())
     return ordered and bool(finite.all() & (counts > 0).all() & torch.isfinite(bounds.float()).all())
-
-
-def _not_finite(flat: Tensor, site: str | None) -> QuantizationError:
-    nans, infinities = int(torch.isnan(flat).sum()), int(torch.isinf(flat).sum())
-    return QuantizationError(
-        asked="observe a tensor",
-        seen=f"{nans} NaN and {infinities} infinite values were among its {flat.numel()}",
-        remedy="find the operation or the sample that made them: no range holds them",
-        site=site,
-    )

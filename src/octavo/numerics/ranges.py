@@ -126,7 +126,7 @@ def method(name: str) -> RangeMethod:
 class _Grid:
     """The real values that integers stand for, for each of many thresholds.
 
-    points  [thresholds, levels]      multiples of the scale, ascending; from zero if only |x| matters
+    points  [thresholds, levels]      multiples of the scale, ascending; from zero if `folded` and only |x| matters
     edges   [thresholds, levels + 1]  half a step around the points: what lies outside the first and last is clipped
     """
 
@@ -134,11 +134,11 @@ class _Grid:
     edges: Floats
 
     @staticmethod
-    def of(histogram: Histogram, scheme: Scheme, thresholds: Floats) -> "_Grid":
+    def of(histogram: Histogram, scheme: Scheme, thresholds: Floats, *, folded: bool = True) -> "_Grid":
         low, high = (torch.from_numpy(bound) for bound in _bounds(histogram, scheme, thresholds))
         params = params_from_range(low, high, replace(scheme, axis=0, block=None))
         scale, zero_point = params.scale.double().numpy()[:, None], params.zero_point.numpy()[:, None]
-        lowest = 0 if _folds(scheme) else scheme.qmin
+        lowest = 0 if folded and _folds(scheme) else scheme.qmin
         steps = np.arange(lowest, scheme.qmax + 1) - zero_point
         edges = np.concatenate([steps - 0.5, steps[:, -1:] + 0.5], axis=1)
         return _Grid(points=scale * steps, edges=scale * edges)
@@ -150,6 +150,28 @@ def expected_squared_error(values: Buckets, grid: _Grid) -> Floats:
     mass, first, second = (np.diff(_up_to(edges, values, values.counts, power)) for power in range(3))
     error: Floats = (second - 2 * grid.points * first + np.square(grid.points) * mass).sum(axis=1)
     return error / float(values.counts.sum())
+
+
+def error_of_halves(histogram: Histogram, scheme: Scheme, thresholds: Floats) -> Floats:
+    """[thresholds]: squared error of what is below zero beside its energy, plus the same of what is above.
+
+    Both halves count alike, however few or small the values of one are. A half that is empty or all zero adds nothing.
+    """
+    values, grid = histogram.buckets(), _Grid.of(histogram, replace(scheme, axis=None), thresholds, folded=False)
+    total = np.zeros(len(thresholds))
+    for half in (values.high <= 0, values.low >= 0):
+        part = _keep(values, half & ((values.low != 0) | (values.high != 0)))
+        energy = float((part.counts * np.square(part.centres)).sum())
+        if energy > 0:
+            total += expected_squared_error(part, grid) * float(part.counts.sum()) / energy
+    return total
+
+
+def thresholds_up_to(highest: float, *, lowest: float) -> Floats:
+    """Candidates from `lowest` to `highest`, ascending, each the same factor apart."""
+    thresholds: Floats = np.geomspace(min(lowest, highest), highest, THRESHOLDS)
+    thresholds[-1] = highest  # exactly: geomspace may round
+    return thresholds
 
 
 def _divergence(values: Buckets, smooth: Buckets, grid: _Grid) -> Floats:

@@ -19,6 +19,7 @@ from octavo.arguments import checked
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, is_constant
 from octavo.network.graph import Graph
+from octavo.numerics.affine import beside
 from octavo.numerics.scheme import Scheme
 from octavo.recovery.lockstep import Layer, walk
 from octavo.recovery.stepwise import call
@@ -46,10 +47,10 @@ def learn_rounding(graph: Graph, params: Params, batches: Iterable[Any]) -> tupl
         if not params.scheme.symmetric or params.scheme.block is not None:
             return
         original = attribute(layer.graph.module, weight).detach().clone()
-        scale = _along(params.scale.to(original.device), params.scheme, original)
-        before = _error(layer, layer.outputs())
+        scale = beside(params.scale.to(original.device), params.scheme, original.ndim)
+        before = layer.error()
         layer.set_weight(_learned(layer, original, scale, params.scheme, before))
-        if _error(layer, layer.outputs()) >= before:
+        if layer.error() >= before:
             layer.set_weight(original)
 
     return walk(graph, params, batches, fix)
@@ -90,18 +91,3 @@ def _activations(layer: Layer, values: Any) -> ChainMap[Any, Any]:
         node: attribute(layer.graph.module, node).detach() for node in layer.node.all_input_nodes if is_constant(node)
     }
     return ChainMap({k: v for k, v in layer.inputs(values).items() if not is_constant(k)}, own, values)
-
-
-def _error(layer: Layer, outputs: list[Tensor]) -> float:
-    """Σ (float output − found)² over all batches."""
-    pairs = zip(layer.wanted(), outputs, strict=True)
-    return sum(float((want.double() - have.double()).square().sum()) for want, have in pairs)
-
-
-def _along(scale: Tensor, scheme: Scheme, weight: Tensor) -> Tensor:
-    """`scale`, shaped to multiply `weight`."""
-    if scheme.axis is None:
-        return scale
-    shape = [1] * weight.ndim
-    shape[scheme.axis] = -1
-    return scale.reshape(shape)

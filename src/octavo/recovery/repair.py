@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
@@ -76,12 +75,11 @@ def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple
 
 
 def _refine(layer: Layer, name: str) -> None:
-    whole, wanted = layer.scales[name], layer.wanted()
+    whole = layer.scales[name]
 
     def error(share: float) -> float:
         layer.scales[name] = replace(whole, scale=whole.scale * share)
-        pairs = zip(tree_leaves(wanted), tree_leaves(layer.outputs()), strict=True)  # recurrent layers return tuples
-        return sum(float((want.double() - have.double()).square().sum()) for want, have in pairs)
+        return layer.error()
 
     errors = {share: error(share) for share in SHARES}
     best = min(errors, key=lambda share: (errors[share], -share))

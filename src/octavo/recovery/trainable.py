@@ -62,7 +62,8 @@ def _range_of(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 class LearnedRange(nn.Module):
     """Rounds on a scale that is a parameter: learned step size (Esser et al. 2020). The zero-point stays.
 
-    scale  float32 [1]; its gradient is divided by √(entries · qmax), so that it moves about as fast as a weight
+    scale  float32 [1] or [channels]; its gradient is divided by √(entries that share it · qmax), so that it moves about
+           as fast as a weight
     """
 
     zero_point: Tensor
@@ -70,20 +71,25 @@ class LearnedRange(nn.Module):
     def __init__(self, params: QParams) -> None:
         super().__init__()
         self.scheme = params.scheme
-        self.scale = nn.Parameter(params.scale.reshape(1).clone())
-        self.register_buffer("zero_point", params.zero_point.reshape(1).float())
+        self.scale = nn.Parameter(params.scale.reshape(-1).clone())
+        self.register_buffer("zero_point", params.zero_point.reshape(-1).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        slowing = (x.numel() * self.scheme.qmax) ** -0.5
-        scale = self.scale.abs().clamp(min=SMALLEST_SCALE)
+        scheme, scale = self.scheme, self.scale.abs().clamp(min=SMALLEST_SCALE)
+        slowing = (x.numel() // len(scale) * scheme.qmax) ** -0.5
+        if scheme.axis is not None:
+            return torch._fake_quantize_learnable_per_channel_affine(
+                x, scale, self.zero_point, scheme.axis % x.ndim, scheme.qmin, scheme.qmax, slowing
+            )
         return torch._fake_quantize_learnable_per_tensor_affine(
-            x, scale, self.zero_point, self.scheme.qmin, self.scheme.qmax, slowing
+            x, scale, self.zero_point, scheme.qmin, scheme.qmax, slowing
         )
 
     def params(self) -> QParams:
         """What it has learned."""
-        scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape([]).cpu()
-        return QParams(scale=scale, zero_point=self.zero_point.reshape([]).int().cpu(), scheme=self.scheme)
+        shape = [] if self.scheme.axis is None else [-1]
+        scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape(shape).cpu()
+        return QParams(scale=scale, zero_point=self.zero_point.reshape(shape).int().cpu(), scheme=self.scheme)
 
 
 class LiveBatchNorm(nn.Module):

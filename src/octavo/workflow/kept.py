@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo.errors import reading
 from octavo.network import samples
 from octavo.network.calibrate import Stats
+from octavo.numerics.channels import ChannelHistogram, restored
 from octavo.numerics.histogram import Histogram
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def tensors_of(data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
 
 
-def pack_stats(stats: Mapping[str, Histogram]) -> bytes:
+def pack_stats(stats: Mapping[str, Histogram | ChannelHistogram]) -> bytes:
     """Histograms and samples as safetensors, after the SHA-256 of those bytes; a histogram of several names once."""
     different = {id(histogram): histogram.state() for histogram in stats.values()}
     sites = json.dumps({name: list(different).index(id(histogram)) for name, histogram in stats.items()})
@@ -62,8 +63,12 @@ def _stats(data: bytes) -> Stats:
         raise ValueError("the digest is another")
     tensors = safetensors.torch.load(data[32:])
     sites: dict[str, int] = json.loads(tensors["sites"].numpy().tobytes())
-    states = [{part: tensors[f"{n}.{part}"] for part in Histogram().state()} for n in range(len({*sites.values()}))]
-    histograms = [Histogram.from_state(state) for state in states]
+    states: list[dict[str, Tensor]] = [{} for _ in {*sites.values()}]
+    for name, tensor in tensors.items():
+        number, _, part = name.partition(".")
+        if number.isdecimal():
+            states[int(number)][part] = tensor
+    histograms = [restored(state) for state in states]
     calls = json.loads(tensors["calls"].numpy().tobytes()) if "calls" in tensors else []
     values = {name.removeprefix("call."): tensor for name, tensor in tensors.items() if name.startswith("call.")}
     return Stats(

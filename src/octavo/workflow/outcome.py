@@ -124,12 +124,16 @@ class Result:
 
 
 def coverage_record(coverage: Coverage, ran: Ran | None) -> dict[str, Any]:
-    """{"quantized", "total", "kept_float": [{"site", "reason"}], "layers", "ran": {"engine", "int8", "in_float"}}.
+    """{"quantized", "total", "kept_float": [{"site", "reason"}], "layers", "per_tensor", "ran"}.
 
-    quantized and layers are the plan's; "ran" is what the engine made of it, None if it does not tell.
+    All but "ran" are the plan's; that, {"engine", "int8", "in_float"}, is the engine's: None if it does not tell.
     """
-    kept, layers = [asdict(one) for one in coverage.kept_float], list(coverage.layers)
-    return {**asdict(coverage), "kept_float": kept, "layers": layers, "ran": None if ran is None else ran.record()}
+    lists = {
+        "kept_float": [asdict(one) for one in coverage.kept_float],
+        "layers": list(coverage.layers),
+        "per_tensor": list(coverage.per_tensor),
+    }
+    return {**asdict(coverage), **lists, "ran": None if ran is None else ran.record()}
 
 
 def _trial_record(number: int, trial: Trial) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) ->
             outputs; an engine may then fuse less than it does without. For results of `simulate` and `compile` alone
     raises  QuantizationError for no inputs, for outputs that cannot be compared, and for `sites` of other models
     """
-    steps: dict[str, float] = {}
+    steps: dict[str, Tensor] = {}
     if sites:
         (a, steps), (b, _) = _with_sites(a), _with_sites(b)
     total, places = _Outputs(), {name: _Site(scale) for name, scale in steps.items()}
@@ -135,9 +135,9 @@ class _Outputs:
 
 
 class _Site:
-    """What is seen at one site: its values are `scale` times an integer."""
+    """What is seen at one site: its values are `scale`, which stands beside them, times an integer."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: Tensor) -> None:
         self.scale, self.count, self.differing, self.most = scale, 0, 0, 0
 
     def add(self, a: Tensor, b: Tensor) -> None:
@@ -150,7 +150,7 @@ class _Site:
         return SiteDistance(name=name, differing=self.differing / max(self.count, 1), most_steps=self.most)
 
 
-def _with_sites(model: Model) -> tuple[Model, dict[str, float]]:
+def _with_sites(model: Model) -> tuple[Model, dict[str, Tensor]]:
     """(`model` returning {"output", "sites": {name: rounded value}}, {name: scale})."""
     origin = origin_of(model)
     if origin is None or origin.params is None:

@@ -22,12 +22,20 @@ from octavo.numerics.affine import QParams, dequantize, quantize
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The uint8 integers of one tensor: real = scale · (u − zero), u from `low` to `high`."""
+    """The uint8 integers of one tensor: real = scale · (u − zero), u from `low` to `high`.
+
+    channels  where every channel has a scale: those, along axis 1; then `scale` is 1
+    """
 
     scale: float
     zero: int
     low: int
     high: int
+    channels: tuple[float, ...] | None = None
+
+    def scales(self) -> Tensor:
+        """float64 [channels], or [] where all have one."""
+        return torch.tensor(self.channels or self.scale, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +86,28 @@ class Site(nn.Module):
         self.quantizer, self.params = quantizer, params
 
 
-def grid_of(params: QParams) -> Grid:
-    """The integers of `params`, shifted into uint8."""
+def grid_of(params: QParams) -> Grid | None:
+    """The integers of `params`, shifted into uint8; None if their scales or zero-points lie as no kernel has them."""
     scheme = params.scheme
-    shift = 128 if scheme.signed else 0
+    shift, zeros = 128 if scheme.signed else 0, {*params.zero_point.reshape(-1).tolist()}
+    if scheme.axis not in (None, 1) or len(zeros) != 1:
+        return None
+    several = scheme.axis is not None
     return Grid(
-        scale=float(params.scale),
-        zero=int(params.zero_point) + shift,
+        scale=1.0 if several else float(params.scale),
+        zero=zeros.pop() + shift,
         low=scheme.qmin + shift,
         high=scheme.qmax + shift,
+        channels=tuple(params.scale.tolist()) if several else None,
     )
 
 
-def quantize_to_uint8(x: Tensor, inverse_scale: float, zero: int, low: int, high: int) -> Tensor:
+def quantize_to_uint8(x: Tensor, inverse_scale: float | Tensor, zero: int, low: int, high: int) -> Tensor:
     """The integers of `x`; Inductor fuses this with what computes `x`."""
     return torch.clamp(torch.round(x * inverse_scale) + zero, low, high).to(torch.uint8)
 
 
-def dequantize_from_uint8(u: Tensor, scale: float, zero: int) -> Tensor:
+def dequantize_from_uint8(u: Tensor, scale: float | Tensor, zero: int) -> Tensor:
     """The real values of `u`, in float32."""
     return (u.to(torch.float32) - zero) * scale
 
@@ -133,13 +145,23 @@ class Lowering:
     def _real(self, node: Node) -> Any:
         value = self.values[node]
         if isinstance(value, Integers):
-            return self.emit(dequantize_from_uint8, value.node, value.grid.scale, value.grid.zero)
+            return self.emit(
+                dequantize_from_uint8, value.node, self._beside(value.grid.scales(), node), value.grid.zero
+            )
         return self.constant(value.dequantized()) if isinstance(value, Weight) else value
 
-    def integers(self, argument: Any) -> Integers | None:
-        """The counterpart of `argument` if it is in integers."""
+    def _beside(self, scales: Tensor, node: Node) -> Any:
+        """`scales` as an argument beside `node`: a number, or the constant [channels, 1, …]."""
+        if scales.ndim == 0:
+            return float(scales)
+        return self.constant(scales.float().reshape(-1, *[1] * (node.meta["val"].ndim - 2)))
+
+    def integers(self, argument: Any, *, of_channels: bool = False) -> Integers | None:
+        """The counterpart of `argument` if it is in integers; of_channels: also if every channel has a scale."""
         value = self.values.get(argument) if isinstance(argument, Node) else None
-        return value if isinstance(value, Integers) else None
+        if not isinstance(value, Integers) or (value.grid.channels is not None and not of_channels):
+            return None
+        return value
 
     def weight(self, argument: Any) -> Weight | None:
         """The counterpart of `argument` if it is a quantized constant."""
@@ -167,9 +189,18 @@ class Lowering:
         constant = self.tensor(source)
         if constant is not None:
             return Weight(real=constant, params=site.params)
-        grid = grid_of(site.params)
-        u = self.emit(quantize_to_uint8, self.real(source), 1 / grid.scale, grid.zero, grid.low, grid.high)
+        grid, x = grid_of(site.params), self.real(source)
+        if grid is None:
+            return self._rounded_in_float(x, site.params)
+        inverse = self._beside(1 / grid.scales(), node)
+        u = self.emit(quantize_to_uint8, x, inverse, grid.zero, grid.low, grid.high)
         return Integers(node=u, grid=grid)
+
+    def _rounded_in_float(self, x: Node, params: QParams) -> Node:
+        """`x` on the grid of `params`, which no kernel has: what reads it computes in float."""
+        scheme = params.scheme
+        scales = (self.constant(params.scale), self.constant(params.zero_point), scheme.axis, scheme.qmin, scheme.qmax)
+        return self.emit(torch.fake_quantize_per_channel_affine, x, *scales)
 
     def ran(self, kernel: Node, *nodes: Node) -> None:
         """Note that `kernel` of the lowered graph computes these compute-heavy operations of the planned one."""

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, only_reader, quantize_to_uint8
 from octavo.engines.lowering.convolution import Convolution, read
-from octavo.engines.lowering.epilogue import ACTIVATIONS, Epilogue, finish
+from octavo.engines.lowering.epilogue import ACTIVATIONS, Epilogue, finish, redundant
 from octavo.engines.lowering.packing import pack_dense, pack_depthwise
 from octavo.engines.lowering.sizes import same_sizes
 from octavo.machine import has_avx512_vnni
@@ -83,6 +83,11 @@ class End:
         """Steps of the result in one step of `skip`."""
         return 0.0 if self.skip is None else self.skip.grid.scale / self.grid.scale
 
+    @property
+    def steps(self) -> Tensor:
+        """Of the result: float64 [channels], or [] where all have one."""
+        return self.grid.scales()
+
 
 def chain(lowering: Lowering, node: Node) -> bool:
     """x [N, C, H, W]; dense, or one filter a channel; followed by nothing, ReLU, ReLU6 or another bound."""
@@ -138,9 +143,17 @@ def _end(lowering: Lowering, node: Node, *, adds: bool) -> End:
         ends.append(reader)
         reader = only_reader(reader)
     site = lowering.site(reader)
-    if site is None or reader is None:
+    grid = None if site is None else grid_of(site.params)
+    if grid is not None and grid.channels is not None and not (skip is None and _is_free(bounds, grid)):
+        return End(epilogue=Epilogue(ends=(node,)), skip=None, bounds=UNBOUNDED)  # what follows has one step for all
+    if grid is None or reader is None:
         return End(epilogue=Epilogue(ends=tuple(ends)), skip=skip, bounds=bounds)
-    return End(epilogue=Epilogue(grid=grid_of(site.params), ends=(*ends, reader)), skip=skip, bounds=bounds)
+    return End(epilogue=Epilogue(grid=grid, ends=(*ends, reader)), skip=skip, bounds=bounds)
+
+
+def _is_free(bounds: Bounds, grid: Grid) -> bool:
+    """Whether the integers of every channel lie within `bounds`, or may be made to by one number for all."""
+    return redundant(bounds, grid) or bounds == (0.0, torch.inf)
 
 
 def _bounds(node: Node) -> Bounds | None:
@@ -165,16 +178,16 @@ def _link(node: Node, it: Convolution, end: End, *, depthwise: bool) -> Link | N
     """`it` as the kernel has it; None if a result might leave int32, which the kernel does not look out for."""
     grid, weight = end.grid, it.weight.double().flatten(1)
     starts = -it.x.grid.zero * weight.sum(1)
-    scales = it.scales.double() * it.x.grid.scale / grid.scale
+    scales = it.scales.double() * it.x.grid.scale / end.steps
     offsets = torch.full_like(scales, grid.zero)
     if it.bias is not None:
-        offsets += it.bias.double() / grid.scale
+        offsets += it.bias.double() / end.steps
     if end.skip is not None:
         offsets -= end.skip_scale * end.skip.grid.zero
     most = 255 * weight.abs().sum(1) * scales.clamp(min=1) + offsets.abs() + 255 * end.skip_scale
     if not bool((most < 2**31).all()):
         return None
-    low, high = (min(max(bound / grid.scale + grid.zero, grid.low), grid.high) for bound in end.bounds)
+    low, high = _bounds_in_steps(end)
     kernel = list(it.weight.shape[2:])
     return Link(
         node=node,
@@ -187,6 +200,15 @@ def _link(node: Node, it: Convolution, end: End, *, depthwise: bool) -> Link | N
             round(low), round(high),
         ),
     )  # fmt: skip
+
+
+def _bounds_in_steps(end: End) -> tuple[float, float]:
+    """The lowest and the highest integer of the result, of all channels alike."""
+    grid = end.grid
+    if grid.channels is not None:  # they begin at 0 or below, and end before the bounds
+        return float(max(grid.low, grid.zero) if end.bounds[0] == 0 else grid.low), float(grid.high)
+    low, high = (min(max(bound / grid.scale + grid.zero, grid.low), grid.high) for bound in end.bounds)
+    return low, high
 
 
 def _grown(lowering: Lowering, x: Node, link: Link, *, alone: bool) -> Chain:

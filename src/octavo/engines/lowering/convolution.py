@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.engines.lowering.build import Integers, Lowering
-from octavo.engines.lowering.epilogue import CONVOLUTION, clipped, epilogue, finish, operands, output
+from octavo.engines.lowering.epilogue import CONVOLUTION, clipped, epilogue, finish, operands, output, per_step
 from octavo.network.edit import shape
 
 aten = torch.ops.aten
@@ -19,7 +19,7 @@ class Convolution:
     """A convolution over 1 or 2 axes of space, on integers.
 
     weight   int8 [outputs, inputs / groups, ...]
-    scales   float32 [outputs], of the weights
+    scales   float32 [outputs], of the weights; times those of the input's channels, where these have their own
     bias     float32 [outputs], or None
     padding  before the first value of each axis
     behind   behind the last
@@ -40,7 +40,7 @@ def read(lowering: Lowering, node: Node) -> Convolution | None:
     """The convolution `node`; None if no kernel can have it: its operands are not integers of the usual form, it has no
     batch or is over volumes.
     """
-    x, weight = lowering.integers(node.args[0]), lowering.weight(node.args[1])
+    x, weight = lowering.integers(node.args[0], of_channels=True), lowering.weight(node.args[1])
     scales = None if weight is None else weight.scales(0)
     bias = node.args[2] if len(node.args) > 2 else None
     if x is None or weight is None or scales is None:
@@ -50,6 +50,11 @@ def read(lowering: Lowering, node: Node) -> Convolution | None:
     if bias is not None and lowering.tensor(bias) is None:
         return None
     stride, (padding, behind), dilation, groups = _geometry(node)
+    if x.grid.channels is not None:
+        own = x.grid.scales().reshape(groups, -1)
+        if not bool((own == own[:, :1]).all()):  # within a sum they would be no factor
+            return None
+        scales = (scales.double() * own[:, 0].repeat_interleave(len(scales) // groups)).float()
     return Convolution(
         x=x, weight=weight.integers(), scales=scales, bias=lowering.tensor(bias),
         stride=stride, padding=padding, behind=behind, dilation=dilation, groups=groups,
@@ -61,10 +66,10 @@ def convolution(lowering: Lowering, node: Node) -> bool:
     it = read(lowering, node)
     if it is None or it.padding != it.behind:
         return False
-    end = epilogue(lowering, node, CONVOLUTION[it.weight.ndim - 2])
+    end = epilogue(lowering, node, CONVOLUTION[it.weight.ndim - 2], of_channels=True)
     result = lowering.emit(
         torch.ops.octavo.int8_convolution.default,
-        *operands(lowering, it.x, it.weight, it.scales, it.bias),
+        *operands(lowering, it.x, it.weight, *per_step(end, it.scales, it.bias)),
         it.stride, it.padding, it.dilation, it.groups, *output(end), end.name, list(end.arguments),
     )  # fmt: skip
     lowering.ran(result, node)

@@ -59,10 +59,11 @@ LINEAR = frozenset(("relu", "hardtanh", "swish", "hardswish", "gelu", "tanh"))
 CONVOLUTION = {1: frozenset(("relu",)), 2: frozenset(("relu", "hardtanh", "swish", "hardswish"))}
 
 
-def epilogue(lowering: Lowering, node: Node, able: frozenset[str]) -> Epilogue:
+def epilogue(lowering: Lowering, node: Node, able: frozenset[str], *, of_channels: bool = False) -> Epilogue:
     """What the kernel of `node` does at its end: the activation and the rounding that alone read its result.
 
-    able  the post operations that it has
+    able         the post operations that it has
+    of_channels  whether it can round every channel on a scale of its own: see `per_step`
     """
     name, arguments, algorithm = _NO_ACTIVATION
     ends: list[Node] = [node]
@@ -74,11 +75,37 @@ def epilogue(lowering: Lowering, node: Node, able: frozenset[str]) -> Epilogue:
             ends.append(reader)
             reader = only_reader(reader)
     site = lowering.site(reader)
-    if site is None or reader is None:
+    grid = None if site is None else grid_of(site.params)
+    if grid is not None and grid.channels is not None:
+        post = _in_steps((name, arguments, algorithm), grid) if of_channels else None
+        grid = None if post is None else grid
+        name, arguments, algorithm = post or (name, arguments, algorithm)
+    if grid is None or reader is None:
         return Epilogue(name=name, arguments=arguments, algorithm=algorithm, ends=tuple(ends))
-    return Epilogue(
-        name=name, arguments=arguments, algorithm=algorithm, grid=grid_of(site.params), ends=(*ends, reader)
-    )
+    return Epilogue(name=name, arguments=arguments, algorithm=algorithm, grid=grid, ends=(*ends, reader))
+
+
+def _in_steps(post: PostOperation, grid: Grid) -> PostOperation | None:
+    """What does to sums in steps of their channel what `post` does to real ones; None if nothing does."""
+    name, arguments, _ = post
+    if name == "hardtanh" and redundant(arguments, grid):
+        return _NO_ACTIVATION  # the integers end before the bounds
+    return post if name in ("none", "relu") else None
+
+
+def redundant(bounds: tuple[float, ...], grid: Grid) -> bool:
+    """Whether the integers of `grid` all lie within `bounds`, to the nearest."""
+    low, high = ((grid.scales() * (end - grid.zero)) for end in (grid.low, grid.high))
+    half = grid.scales() / 2
+    return bool((low >= bounds[0] - half).all() and (high <= bounds[1] + half).all())
+
+
+def per_step(end: Epilogue, scales: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """`scales` and `bias` [outputs] of a kernel that writes steps; it knows one step for all, where channels differ."""
+    if end.grid is None or end.grid.channels is None:
+        return scales, bias
+    steps = end.grid.scales()
+    return (scales.double() / steps).float(), None if bias is None else (bias.double() / steps).float()
 
 
 def finish(lowering: Lowering, end: Epilogue, result: Node) -> None:

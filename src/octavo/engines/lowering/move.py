@@ -35,7 +35,7 @@ def moved(lowering: Lowering, node: Node) -> bool:
 def grid_ahead(lowering: Lowering, node: Node) -> Grid | None:
     """The integers in which `node` is, or will be once it is lowered; None if that is in float."""
     if node in lowering.values:
-        found = lowering.integers(node)
+        found = lowering.integers(node, of_channels=True)
         return None if found is None else found.grid
     site = lowering.site(node)
     if site is not None:

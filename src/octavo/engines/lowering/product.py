@@ -68,7 +68,10 @@ def _fits(lowering: Lowering, attention: Attention) -> bool:
     """Whether the kernel can be used: the weights' zero must be the integer 0, and the values in integers."""
     site, values = lowering.site(attention.weights), attention.values.args[1]
     assert isinstance(values, Node)
-    return site is not None and int(site.params.zero_point) == 0 and grid_ahead(lowering, values) is not None
+    if site is None or site.params.scheme.axis is not None or bool(site.params.zero_point.any()):
+        return False
+    grid = grid_ahead(lowering, values)
+    return grid is not None and grid.channels is None
 
 
 def _attention(lowering: Lowering, found: Attention) -> bool:
@@ -84,7 +87,7 @@ def _attention(lowering: Lowering, found: Attention) -> bool:
         factor, bias = _BETWEEN[node.target](lowering, node, other, factor, bias)
     end = only_reader(found.values)
     site = lowering.site(end)
-    out = None if site is None else grid_of(site.params)
+    out = None if site is None or site.params.scheme.axis is not None else grid_of(site.params)
     numbers = [
         q.grid.scale * k.grid.scale * factor,
         float(weights.params.scale),

@@ -1,0 +1,38 @@
+"""The part below zero of GELU, SiLU and their like, which a wide range would round away (paper §5.3, GELU10).
+
+They reach down to −0.17 … −0.38 and up without end. Where the largest value is 50, one of 255 steps is 0.2, and what
+the activation tells below zero is one integer. A shorter range keeps it, and clips what lies beyond. Which loss is
+smaller the histogram says: of the values below zero and of those above, each half's error beside its own energy.
+"""
+
+import math
+from collections.abc import Mapping
+
+from torch.fx import Node
+
+from octavo.network.operations import NEGATIVE_LOBE
+from octavo.network.plan import Quantizer
+from octavo.numerics.histogram import Histogram
+from octavo.numerics.ranges import Range, error_of_halves, thresholds_up_to
+from octavo.numerics.scheme import Scheme
+
+INTEGERS = 2  # that the part below zero must reach, or the range is looked at
+WHY = f"the activation's part below zero would be less than {INTEGERS} integers"
+
+
+def with_lobe(
+    quantizer: Quantizer, nodes: Mapping[str, Node], histogram: Histogram, scheme: Scheme, found: Range
+) -> Range:
+    """`found`, the range of `histogram`; or a shorter one of less error, if its lobe is rounded away.
+
+    scheme  per tensor: the histogram may be that of one channel of `quantizer`
+    """
+    low, high = found
+    lobes = [NEGATIVE_LOBE.get(nodes[edge.source].target, math.inf) for edge in quantizer.edges]
+    step = max(abs(low), abs(high)) / scheme.qmax if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
+    if scheme.bits < 8 or max(lobes) >= INTEGERS * step:
+        return found
+    candidates = thresholds_up_to(high, lowest=max(lobes))
+    errors = error_of_halves(histogram, scheme, candidates)
+    threshold = float(candidates[int(errors.argmin())])
+    return (max(low, -threshold), threshold) if threshold < high else found
