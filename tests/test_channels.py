@@ -344,6 +344,8 @@ def test_two_depthwise_readers_beside_a_dense_one_are_both_served(network) -> No
         site.name for q in plan.quantizers for site in q.sites
     }
     assert all(one.scheme.axis is None for one in params.plan.quantizers if not one.constant)
+    assert plan.coverage.per_tensor == ()
+    assert params.plan.coverage.per_tensor == ("one", "two")
     compiled = octavo.compile(graph, params, engine="reference")
     assert all(one.on_integers for one in compiled.executions().values())
 
@@ -367,6 +369,69 @@ def test_every_engine_computes_what_the_simulation_says(engine, options) -> None
     coarse = choose_params(graph, whole, observe(graph, whole, [x]), "max")
     gain = sqnr_db(graph(x), simulate(graph, params)(x)) - sqnr_db(graph(x), simulate(graph, coarse)(x))
     assert gain > 3 if plan.target.channels else gain == 0
+
+
+ASKED = {
+    "two filters a channel": (nn.Conv2d(8, 16, 3, groups=8), (4, 8, 7, 7), "input", 1),
+    "groups": (nn.Conv2d(8, 12, 3, groups=2), (4, 8, 7, 7), "input", 1),
+    "fewer outputs than inputs": (nn.Conv2d(8, 4, 3, groups=2), (4, 8, 7, 7), "input", 1),
+    "transposed": (nn.ConvTranspose2d(8, 8, 3, groups=8), (4, 8, 7, 7), "input", 1),
+    "along time": (nn.Conv1d(8, 8, 3, groups=8), (4, 8, 9), "input", 1),
+    "rows of a linear": (nn.Linear(16, 5), (4, 6, 16), "input", 1),
+}
+
+
+@pytest.mark.parametrize("engine", available())
+@pytest.mark.parametrize("case", ASKED)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_engine_computes_scales_that_a_rule_asks_for(engine, case, symmetric) -> None:
+    """On integers or in float, as it can: but rightly, without the check's help."""
+    layer, shape, role, axis = ASKED[case]
+    graph = capture(nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(shape))
+    scheme = Scheme(axis=axis, symmetric=symmetric, signed=symmetric, full_range=symmetric)
+    plan = make_plan(graph, [Rule(role=role, scheme=scheme), Rule("*")], target=runs_here(target_for(engine)))
+    x = torch.randn(shape) * torch.logspace(-2, 2, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
+    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
+    compiled = octavo.compile(graph, params, engine=engine, check=False)
+    assert sqnr_db(simulate(graph, params)(x), compiled(x)) > 38
+
+
+@pytest.mark.parametrize("engine", available())
+def test_heads_with_a_scale_each(engine, network) -> None:
+    q, k = torch.randn(4, 3, 5, 16) * torch.logspace(-1, 1, 3).reshape(3, 1, 1), torch.randn(4, 3, 16, 6)
+    graph = capture(network(lambda self, q, k: q @ k), (q, k))
+    rules = [Rule(role="lhs", scheme=Scheme(axis=1, full_range=True)), Rule("*")]
+    plan = make_plan(graph, rules, target=runs_here(target_for(engine)))
+    params = choose_params(graph, plan, observe(graph, plan, [(q, k)]), "max")
+    compiled = octavo.compile(graph, params, engine=engine, check=False)
+    assert sqnr_db(simulate(graph, params)(q, k), compiled(q, k)) > 38
+
+
+@pytest.mark.parametrize("engine", available())
+def test_what_is_also_returned_is_not_divided_by_the_steps(engine, network) -> None:
+    def forward(self, x):
+        y = self.a(x).relu()
+        return y, self.b(y)
+
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 8, 3, groups=8)}
+    with torch.no_grad():
+        layers["a"].weight.mul_(torch.logspace(-2, 2, 8).reshape(-1, 1, 1, 1))
+    graph = capture(network(forward, **layers).eval(), x := torch.randn(4, 3, 9, 9))
+    plan = make_plan(graph, target=runs_here(target_for(engine)))
+    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
+    wanted, found = simulate(graph, params)(x), octavo.compile(graph, params, engine=engine, check=False)(x)
+    assert min(sqnr_db(a, b) for a, b in zip(wanted, found, strict=True)) > 38
+
+
+def test_weights_of_any_scheme_beside_a_scale_a_channel_on_onnxruntime() -> None:
+    x = torch.randn(8, 3, 9, 9)
+    graph = capture(separable(), x)
+    for weight in (Scheme(), Scheme(symmetric=False), Scheme(axis=0, symmetric=False)):
+        plan = make_plan(graph, [Rule(role="weight", scheme=weight), Rule("*")], target=runs_here("onnxruntime"))
+        assert scheme_at(plan, "2.input").axis == 1
+        params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
+        compiled = octavo.compile(graph, params, engine="onnxruntime", check=False)
+        assert sqnr_db(simulate(graph, params)(x), compiled(x)) > 38
 
 
 def test_exact_sums_with_a_scale_a_channel() -> None:

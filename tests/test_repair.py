@@ -283,6 +283,28 @@ def test_no_repair_makes_the_output_worse_on_what_it_was_not_fitted_to(name, bit
     assert error(found, heard, graph) <= error((graph, params), heard, graph) * (1 + 1e-6)
 
 
+def test_a_network_that_returns_integers_alone_is_repaired_layer_by_layer(network) -> None:
+    model = network(lambda self, x: self.a(x).argmax(-1), a=nn.Linear(6, 8))
+    batches = [torch.rand(64, 6) for _ in range(4)]
+    graph, params = parts(model, batches, [Rule(role="weight", bits=2), Rule("*")])
+    found, _ = correct_bias(graph, params, batches)
+    (bias,) = [node.target for node in found.module.graph.nodes if node.op == "get_attr" and "bias" in str(node.target)]
+    assert not torch.equal(found.module.get_parameter(bias), graph.module.get_parameter("a.bias"))
+
+
+def test_a_channel_without_a_lobe_is_left_to_the_method(network) -> None:
+    layers = {"one": nn.Conv2d(1, 4, 1), "two": nn.Conv2d(4, 4, 3, groups=4)}
+    model = network(lambda self, x: self.two(F.silu(self.one(x))), **layers).eval()
+    with torch.no_grad():
+        model.one.weight.fill_(50.0)
+        model.one.bias.fill_(1.0)
+    x = torch.rand(16, 1, 9, 9)
+    _, params = parts(model, [x], target="openvino")
+    assert params.notes == ()
+    (scale,) = params.values["two.input"].scale.unique()
+    assert float(scale) == pytest.approx(float(F.silu(50 * x.max() + 1)) / 255, rel=1e-5)
+
+
 def test_what_helps_only_what_it_was_fitted_to_is_undone() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     batches = [torch.randn(16, 6) for _ in range(4)]

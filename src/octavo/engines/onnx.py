@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.onnx.errors import OnnxExporterError
 
-from octavo.engines.onnx_operators import OPSET, Activation, quantized_weight
+from octavo.engines.onnx_operators import OPSET, Activation, RoundedInFloat, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
 from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
@@ -67,6 +67,8 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
         values, constants = params.values, {n.name: n for n in graph.module.graph.nodes if n.op == "get_attr"}
 
         def make(quantizer: Quantizer) -> nn.Module:
+            if not quantizer.constant and quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
+                return RoundedInFloat(values[quantizer.name])
             if not quantizer.constant:
                 return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, params))
             weight = attribute(graph.module, constants[quantizer.edges[0].source])
@@ -90,6 +92,11 @@ def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:
     """
     convolved = any(site.operation in _CONVOLUTIONS and site.role == "input" for site in quantizer.sites)
     return convolved and params.plan.target.zero_points
+
+
+def _at_convolutions(quantizer: Quantizer) -> bool:
+    """Whether convolutions read or return what it rounds, all of it."""
+    return all(site.operation.startswith("conv") for site in quantizer.sites)
 
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}

@@ -13,7 +13,7 @@ class OnnxGraph:
 
     graph      holds the constants, to which new ones are added
     writers    {value: the node that returns it}
-    readers    {value: the nodes that read it}
+    readers    {value: the nodes that read it}; the caller, who reads what the graph returns, is one of type "Caller"
     constants  {name: tensor}
     added      nodes to be written before the one that is being rewritten
     """
@@ -31,6 +31,8 @@ class OnnxGraph:
         for node in graph.node:
             for value in node.input:
                 readers.setdefault(value, []).append(node)
+        for result in graph.output:
+            readers.setdefault(result.name, []).append(NodeProto(op_type="Caller", input=[result.name]))
         return cls(
             graph=graph,
             writers={value: node for node in graph.node for value in node.output},

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from octavo.engines.onnx_graph import OnnxGraph
-from octavo.engines.onnxruntime_channels import bounded, convolution, dequantized, factors, quantized, steps_of
+from octavo.engines.onnxruntime_channels import bounded, convolution, dequantized, factors, quantized, steps_read
 
 
 def rewritten(network: onnx.ModelProto) -> onnx.ModelProto:
@@ -159,7 +159,7 @@ def _unit(model: OnnxGraph, node: NodeProto) -> NDArray[np.float32] | None:
     scales: list[NDArray[np.float32] | None] = [
         _scale(model, model.writers.get(value), "DequantizeLinear") for value in node.input[:2]
     ]
-    if steps_of(model, model.writers.get(node.input[0])) is not None:
+    if steps_read(model, node) is not None:
         scales[0] = np.ones((), np.float32)  # they are in the weights
     return None if scales[0] is None or scales[1] is None else scales[0] * scales[1]
 

@@ -46,14 +46,17 @@ def joined(
                 quantizers[whole.name], found[whole.name] = whole, shared
                 break
             members = fitting
+    one_scale = list(plan.coverage.per_tensor)
     for whole, channels in _pairs(list(quantizers.values()), plan.target):
         steps = found[whole.name].scale.double() / found[channels.name].scale.double()
         if float(steps.square().mean()) <= APART**2:
             del quantizers[channels.name], found[channels.name]
             quantizers[whole.name] = together([quantizers[whole.name], channels], whole.scheme)  # it may have others
+            one_scale += [site.layer for site in channels.sites]
     order = {q.name: number for number, q in enumerate(plan.quantizers)}
     rest = sorted(quantizers.values(), key=lambda q: order[q.name])
-    return replace(plan, quantizers=tuple(rest)), {q.name: found[q.name] for q in rest}
+    coverage = replace(plan.coverage, per_tensor=tuple(one_scale))
+    return replace(plan, quantizers=tuple(rest), coverage=coverage), {q.name: found[q.name] for q in rest}
 
 
 def together(members: Sequence[Quantizer], scheme: Scheme) -> Quantizer:

@@ -13,7 +13,8 @@ from torch.fx import Node
 from octavo.network.operations import NEGATIVE_LOBE
 from octavo.network.plan import Quantizer
 from octavo.numerics.histogram import Histogram
-from octavo.numerics.ranges import Range, error_of_halves, thresholds_up_to
+from octavo.numerics.losses import error_of_halves
+from octavo.numerics.ranges import Range, candidates
 from octavo.numerics.scheme import Scheme
 
 INTEGERS = 2  # that the part below zero must reach, or the range is looked at
@@ -28,11 +29,12 @@ def with_lobe(
     scheme  per tensor: the histogram may be that of one channel of `quantizer`
     """
     low, high = found
+    if histogram.minimum >= 0:  # a channel that has no part below zero
+        return found
     lobes = [NEGATIVE_LOBE.get(nodes[edge.source].target, math.inf) for edge in quantizer.edges]
     step = max(abs(low), abs(high)) / scheme.qmax if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
     if scheme.bits < 8 or max(lobes) >= INTEGERS * step:
         return found
-    candidates = thresholds_up_to(high, lowest=max(lobes))
-    errors = error_of_halves(histogram, scheme, candidates)
-    threshold = float(candidates[int(errors.argmin())])
+    thresholds = candidates(max(lobes), high)
+    threshold = float(thresholds[int(error_of_halves(histogram, scheme, thresholds).argmin())])
     return (max(low, -threshold), threshold) if threshold < high else found

@@ -14,7 +14,6 @@ from torch.fx import Node
 from octavo.network.operations import NEGATIVE_LOBE, OUTPUT, Operand, operation, preserves_values
 
 aten = torch.ops.aten
-ROLE = OUTPUT
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 # What the engine computes inside the convolution. Batch-norms are folded before.
 _INSIDE = {
@@ -36,7 +35,7 @@ def output_operands(nodes: Sequence[Node], rounded: Reads) -> dict[Node, list[Op
         last = _last_inside(node) if _is_convolved(node, rounded) else None
         if last is not None and not any(reader in returned for reader in last.users):
             found[node] = [
-                Operand(node=reader, source=last, role=ROLE, axis=None, free=_free(node, reader))
+                Operand(node=reader, source=last, role=OUTPUT, axis=None, free=_free(node, reader))
                 for reader in last.users
                 if (last, reader) not in rounded and reader not in moving
             ]

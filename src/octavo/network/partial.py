@@ -10,7 +10,7 @@ from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.insert import check_belongs
 from octavo.network.join import together
-from octavo.network.outputs import ROLE
+from octavo.network.operations import OUTPUT
 from octavo.network.plan import Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
 
@@ -29,7 +29,7 @@ def layers(graph: Graph, plan: Plan) -> tuple[str, ...]:
 def layers_of_nodes(plan: Plan) -> dict[str, str]:
     """{node: layer} of every operation that `plan` quantizes."""
     sites = (site for quantizer in plan.quantizers for site in quantizer.sites)
-    return {site.node: site.layer for site in sites if site.role != ROLE}
+    return {site.node: site.layer for site in sites if site.role != OUTPUT}
 
 
 def keep_float(graph: Graph, params: Params, names: Collection[str]) -> Params:

@@ -15,6 +15,7 @@ from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
 from octavo.network.operations import (
+    OUTPUT,
     Operand,
     Operation,
     float_only,
@@ -23,7 +24,7 @@ from octavo.network.operations import (
     operands,
     operation,
 )
-from octavo.network.outputs import ROLE, output_operands
+from octavo.network.outputs import output_operands
 from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
 from octavo.network.schemes import is_convolved, is_own, scheme_of
@@ -105,13 +106,13 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
     left = {
         site.layer
         for (site, _), rule in zip(placed, decisions, strict=True)
-        if site.role != ROLE and (rule is None or rule.skip)
+        if site.role != OUTPUT and (rule is None or rule.skip)
     }
     convolved = {operand.source for site, operand in placed if is_convolved(site)}
     chosen = [
         (site, operand, scheme_of(site, operand, rule, target, convolved))
         for (site, operand), rule in zip(placed, decisions, strict=True)
-        if rule is not None and not rule.skip and not (site.role == ROLE and site.layer in left)
+        if rule is not None and not rule.skip and not (site.role == OUTPUT and site.layer in left)
     ]
     coverage = _coverage(graph, target, placed, decisions, chosen)
     if not chosen:
@@ -158,7 +159,7 @@ def _heavy(graph: Graph, known: dict[str, str]) -> dict[str, str]:
 
 def _sited(placed: Iterable[tuple[Site, Operand]]) -> dict[str, str]:
     """{node: the user's layer} of every operation that the target would quantize, whether a plan does or not."""
-    return {site.node: site.layer for site, _ in placed if site.role != ROLE}
+    return {site.node: site.layer for site, _ in placed if site.role != OUTPUT}
 
 
 def _placed(graph: Graph, target: Target) -> Iterator[tuple[Site, Operand]]:
@@ -225,9 +226,9 @@ def _coverage(
 ) -> Coverage:
     left: dict[str, str] = {}
     for (site, _), rule in zip(placed, decisions, strict=True):
-        if site.role != ROLE and rule is None:
+        if site.role != OUTPUT and rule is None:
             left.setdefault(site.node, f"no rule matches its {site.role}")
-        elif site.role != ROLE and rule is not None and rule.skip:
+        elif site.role != OUTPUT and rule is not None and rule.skip:
             left.setdefault(site.node, f"{rule} leaves its {site.role} in float")
     sited, nodes = _sited(placed), {node.name: node for node in graph.module.graph.nodes}
     reasons = {name: _reason(nodes[node], target, sited, left) for node, name in _heavy(graph, sited).items()}

@@ -17,8 +17,7 @@ from octavo.network.calibrate import Params
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs
-from octavo.network.operations import operands
-from octavo.network.outputs import ROLE
+from octavo.network.operations import OUTPUT, operands
 from octavo.network.rule import Site
 from octavo.numerics.affine import QParams, round_through
 
@@ -63,7 +62,7 @@ def operations(graph: Graph, params: Params) -> list[Operation]:
     reads: dict[str, list[tuple[Site, str]]] = {}
     for quantizer in params.plan.quantizers:
         for site in quantizer.sites:
-            if site.role != ROLE:  # its reader is no layer: a pooling, say
+            if site.role != OUTPUT:  # its reader is no layer: a pooling, say
                 reads.setdefault(site.node, []).append((site, quantizer.name))
     found = []
     for node in graph.module.graph.nodes:

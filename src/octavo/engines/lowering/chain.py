@@ -83,11 +83,6 @@ class End:
         """Steps of the result in one step of `skip`."""
         return 0.0 if self.skip is None else self.skip.grid.scale / self.grid.scale
 
-    @property
-    def steps(self) -> Tensor:
-        """Of the result: float64 [channels], or [] where all have one."""
-        return self.grid.scales()
-
 
 def chain(lowering: Lowering, node: Node) -> bool:
     """x [N, C, H, W]; dense, or one filter a channel; followed by nothing, ReLU, ReLU6 or another bound."""
@@ -178,10 +173,10 @@ def _link(node: Node, it: Convolution, end: End, *, depthwise: bool) -> Link | N
     """`it` as the kernel has it; None if a result might leave int32, which the kernel does not look out for."""
     grid, weight = end.grid, it.weight.double().flatten(1)
     starts = -it.x.grid.zero * weight.sum(1)
-    scales = it.scales.double() * it.x.grid.scale / end.steps
+    scales = it.scales.double() * it.x.grid.scale / grid.scales()
     offsets = torch.full_like(scales, grid.zero)
     if it.bias is not None:
-        offsets += it.bias.double() / end.steps
+        offsets += it.bias.double() / grid.scales()
     if end.skip is not None:
         offsets -= end.skip_scale * end.skip.grid.zero
     most = 255 * weight.abs().sum(1) * scales.clamp(min=1) + offsets.abs() + 255 * end.skip_scale
