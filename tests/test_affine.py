@@ -24,7 +24,7 @@ from octavo.numerics import (
     params_from_tensor,
     quantize,
 )
-from octavo.numerics.affine import SMALLEST_SCALE
+from octavo.numerics.scheme import SMALLEST_SCALE
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 KINDS = [

@@ -87,7 +87,7 @@ def test_every_rung_of_a_search_on_two_ranks_is_that_of_one_process(tmp_path) ->
     (alone,) = torchrun(tmp_path / "one", SEARCH, ranks=1)
     first, second = torchrun(tmp_path / "two", SEARCH)
     assert first == second
-    assert alone["rungs"] == ["ptq", "ptq_more", "repair", "partial", "train"]
+    assert alone["rungs"] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
     for name in alone:
         assert first[name] == alone[name], name
 

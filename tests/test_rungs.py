@@ -91,10 +91,54 @@ def test_layers_go_back_to_float_in_a_network_that_is_not_fitted_to_its_rounding
         assert max(other.metric for other in unfitted if other.repairs == trial.repairs) == start.metric
 
 
+def outlying(scale: float) -> tuple[nn.Module, torch.Tensor]:
+    """A network whose output does not depend on the size of a sample, and samples of which some are `scale` larger."""
+    layers = [
+        nn.Linear(16, 32, bias=False),
+        nn.ReLU(),
+        nn.Linear(32, 32, bias=False),
+        nn.ReLU(),
+        nn.Linear(32, 5, bias=False),
+    ]
+    inputs = torch.randn(1000, 16)
+    inputs[::10] *= scale
+    return nn.Sequential(*layers).eval(), inputs
+
+
+def test_rows_are_tried_before_layers_are_left_in_float(tmp_path) -> None:
+    case = Case()
+    case.model, case.inputs = outlying(200.0)
+    case.targets = case.model(case.inputs).argmax(1)
+    case.calibration = [outlying(200.0)[1][:64] for _ in range(4)]
+    result = quantize(case, rules=(Rule("*"),), max_drop=0.05, out=tmp_path)
+    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "rows"]
+    assert result.met
+    assert result.best.rows
+    assert result.kept_float == ()
+    assert any(quantizer.scheme.rows for quantizer in result.params.plan.quantizers)
+    assert "scales of rows" in result.summary
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["rows"], [row["rows"] for row in record["trials"]].count(True)) == (True, 1)
+    assert max(trial.metric for trial in result.trials if not trial.rows) < result.metric - 0.05
+    calls = case.calls
+    again = quantize(case, rules=(Rule("*"),), max_drop=0.05, out=tmp_path)
+    assert case.calls == calls  # of the study
+    assert again.best.rows
+
+
+def test_rows_are_no_rung_of_a_network_of_convolutions() -> None:
+    case = Case()
+    layers = [nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 8, 2), nn.Flatten(), nn.Linear(8, 5)]
+    case.model = nn.Sequential(nn.Unflatten(1, (4, 4)), *layers).eval()
+    case.targets = case.model(case.inputs).argmax(1)
+    result = quantize(case, max_drop=0.0)
+    assert [row.rung for row in result.rungs if row.rung == "rows"] == []
+
+
 def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path) -> None:
     case, training = Case(), Training()
     result = quantize(case, train=training, out=tmp_path, max_drop=0.0)
-    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "partial", "train"]
+    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
     (trial,) = rung(result, "train")
     assert training.calls == 1
     assert trial.trained
@@ -214,5 +258,7 @@ def test_a_recipe_that_trains(tmp_path) -> None:
     arguments = ["run", recipe, "--max-drop", "0%", "--engine", "simulation", "--out", out]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     record = json.loads((out / "result.json").read_text())
-    assert [row["rung"] for row in record["rungs"]] == ["ptq", "ptq_more", "repair", "partial", "train"], result.output
+    assert [row["rung"] for row in record["rungs"]] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"], (
+        result.output
+    )
     assert record["trials"][-1]["trained"]

@@ -320,12 +320,23 @@ def altered(folder: Path, *statements: str) -> Path:
     return folder / "study.sqlite"
 
 
+def test_an_older_schema_is_brought_up_to_date(tmp_path) -> None:
+    """Schema 2 knew nothing of rows: its trials had none."""
+    altered(tmp_path, "ALTER TABLE trials DROP COLUMN rows", "PRAGMA user_version = 2")
+    for _ in range(2):
+        with Study(tmp_path) as study:
+            assert [replace(trial, id=None) for trial in study.trials()] == [TRIAL]
+            assert study.blob("stats") is not None
+    with Study(tmp_path) as study:
+        assert study.run("other", lambda: replace(TRIAL, key="other", rows=True)).rows
+
+
 def test_a_newer_schema(tmp_path) -> None:
     file = altered(tmp_path, "PRAGMA user_version = 99")
     with pytest.raises(QuantizationError) as error:
         Study(tmp_path)
     assert str(error.value) == (
-        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 2; "
+        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 3; "
         "see that the folder can be written and has room, update Octavo, or search in another folder."
     )
 

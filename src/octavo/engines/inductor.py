@@ -25,9 +25,11 @@ from octavo.engines.lowering.build import Lowering, Site
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
+from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.files import built
+from octavo.machine import has_avx512_vnni
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
@@ -71,8 +73,12 @@ def compile_inductor(
 def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execution]]:
     """(`graph` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
     load_kernels()
-    module = insert(graph, params.plan, lambda q: Site(q, params.values[q.name]), own_parameters=False)
-    lowering = Lowering(module, layer_names(graph, params.plan.target))
+    layers = layer_names(graph, params.plan.target)
+    if not has_avx512_vnni():  # for which our kernels of rows are written
+        graph, params = with_rows_scaled(graph, params)
+    values = params.values
+    module = insert(graph, params.plan, lambda q: Site(q, values[q.name]), own_parameters=False)
+    lowering = Lowering(module, layers)
     for node in module.graph.nodes:
         lower(lowering, node)
     lowering.graph.set_codegen(module.graph._codegen)

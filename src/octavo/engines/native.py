@@ -149,6 +149,17 @@ def _attention(q: Tensor, z_q: int, k: Tensor, z_k: int, v: Tensor, z_v: int, bi
     return q.new_empty((batch, queries, heads, width), dtype=dtype).transpose(1, 2)
 
 
+def _linear_rows(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, highest: int,
+                 is_signed: bool) -> Tensor:  # fmt: skip
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+
+
+def _attention_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, score_scale: float, q_highest: int,
+                    k_highest: int, weight_highest: int, v_highest: int) -> Tensor:  # fmt: skip
+    batch, heads, queries, width = *q.shape[:3], v.shape[3]
+    return q.new_empty((batch, queries, heads, width), dtype=torch.float32).transpose(1, 2)
+
+
 # What each operator returns, for who traces it: shape, dtype and order in memory.
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "int8_linear": _linear,
@@ -156,4 +167,6 @@ SHAPES: dict[str, Callable[..., Tensor]] = {
     "int8_convolutions": _convolutions,
     "int8_matmul": _matmul,
     "int8_attention": _attention,
+    "int8_linear_rows": _linear_rows,
+    "int8_attention_rows": _attention_rows,
 }

@@ -26,6 +26,7 @@ from octavo.engines.onnx_operators import OPSET, Activation, RoundedInFloat, qua
 from octavo.engines.onnx_recurrent import replace_recurrent
 from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
+from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.files import replaced
@@ -64,17 +65,7 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
     if params is None:
         module = copy_module(graph.module, own_parameters=False)
     else:
-        values, constants = params.values, {n.name: n for n in graph.module.graph.nodes if n.op == "get_attr"}
-
-        def make(quantizer: Quantizer) -> nn.Module:
-            if not quantizer.constant and quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
-                return RoundedInFloat(values[quantizer.name])
-            if not quantizer.constant:
-                return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, params))
-            weight = attribute(graph.module, constants[quantizer.edges[0].source])
-            return quantized_weight(weight, values[quantizer.name])
-
-        module = insert(graph, params.plan, make, own_parameters=False)
+        module = _with_pairs(*with_rows_scaled(graph, params))
     _annotate_layers(module, graph, params)
     replace_recurrent(module)
     replace_scatters(module)
@@ -82,6 +73,21 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
     module.delete_all_unused_submodules()
     module.recompile()
     return module
+
+
+def _with_pairs(graph: Graph, params: Params) -> GraphModule:
+    """A copy of the graph's module with a module that stands for ONNX operators at every quantizer."""
+    values, constants = params.values, {n.name: n for n in graph.module.graph.nodes if n.op == "get_attr"}
+
+    def make(quantizer: Quantizer) -> nn.Module:
+        if not quantizer.constant and quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
+            return RoundedInFloat(values[quantizer.name])
+        if not quantizer.constant:
+            return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, params))
+        weight = attribute(graph.module, constants[quantizer.edges[0].source])
+        return quantized_weight(weight, values[quantizer.name])
+
+    return insert(graph, params.plan, make, own_parameters=False)
 
 
 def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:

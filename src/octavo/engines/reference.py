@@ -29,7 +29,7 @@ from octavo.network.insert import insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
-from octavo.numerics.affine import QParams, beside, dequantize, quantize
+from octavo.numerics.affine import QParams, beside, dequantize, params_from_tensor, quantize
 
 aten = torch.ops.aten
 INT32 = torch.iinfo(torch.int32)
@@ -40,7 +40,7 @@ class Integers:
     """A quantized tensor on its way to an integer operation.
 
     centred  [...] int32: q − zero_point, so that zero is 0 and padding needs no care
-    params   its scale; per tensor, or along an axis along which the sum does not run
+    params   its scale; per tensor, along an axis along which the sum does not run, or of every row
     """
 
     centred: Tensor
@@ -69,7 +69,7 @@ class Quantize(nn.Module):
         return QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme)
 
     def forward(self, x: Tensor) -> Integers:
-        params = self.params
+        params = params_from_tensor(x, self.scheme) if self.scheme.rows else self.params
         return Integers(centred=_centred(quantize(x, params), params), params=params)
 
 

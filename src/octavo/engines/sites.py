@@ -1,6 +1,8 @@
 """A network that also returns what it rounds: to compare two executions of it place by place."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 from torch.fx import Node
@@ -12,11 +14,14 @@ from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
 from octavo.network.plan import Quantizer
 from octavo.network.share import Edge
-from octavo.numerics.affine import beside
+from octavo.numerics.affine import QParams, beside
+from octavo.numerics.rows import scale_of_rows
+
+Step = Callable[[Tensor], Tensor]  # what was rounded at a site → the real value of one integer, beside it
 
 
-def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, Tensor]]:
-    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: scale, beside it}.
+def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, Step]]:
+    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: its step}.
 
     The output of the network is one more reader of every quantized activation, so each engine returns, by its own
     means, the values that it rounded. What the network returns in float already is left out.
@@ -26,15 +31,14 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
     (output,) = module.graph.find_nodes(op="output")
     returned = list(output.args[0])
     extra: dict[str, Node] = {}
-    scales: dict[str, Tensor] = {}
+    steps: dict[str, Step] = {}
     quantizers = []
     for quantizer in params.plan.quantizers:
         sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
         seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
         sources = {name: source for name, source in sources.items() if source not in seen}
         extra |= sources
-        for name, source in sources.items():
-            scales[name] = beside(params.values[quantizer.name].scale, quantizer.scheme, source.meta["val"].ndim)
+        steps |= dict.fromkeys(sources, partial(_step, params.values[quantizer.name]))
         edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())
         quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
     inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)
@@ -44,7 +48,14 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
     module.graph.set_codegen(codegen_returning(module, spec))
     module.recompile()
     plan = replace(params.plan, quantizers=tuple(quantizers))
-    return replace(graph, module=module), replace(params, plan=plan), scales
+    return replace(graph, module=module), replace(params, plan=plan), steps
+
+
+def _step(params: QParams, rounded: Tensor) -> Tensor:
+    """Of rows, the largest value is the largest integer: it tells the scale that they had."""
+    if params.scheme.rows:
+        return scale_of_rows(rounded, params.scheme)
+    return beside(params.scale, params.scheme, rounded.ndim)
 
 
 def sources_of(quantizer: Quantizer) -> dict[str, str]:

@@ -122,7 +122,8 @@ def _check_scales(graph: Graph, params: Params) -> None:
             raise refused(quantizer.name, "it rounds nothing")
         for edge in quantizer.edges:
             shape = nodes[edge.source].meta["val"].shape
-            wanted = [int(size) for size in quantizer.scheme.scale_shape(shape)]
+            scheme = quantizer.scheme
+            wanted = [] if scheme.rows else [int(size) for size in scheme.scale_shape(shape)]
             found = list(params.values[quantizer.name].scale.shape)
             if wanted != found:
                 raise refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")

@@ -20,7 +20,8 @@ from octavo.network.graph import Graph
 from octavo.network.operations import operation
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.rule import Site
-from octavo.numerics.affine import SMALLEST_SCALE, QParams
+from octavo.numerics.affine import QParams
+from octavo.numerics.scheme import SMALLEST_SCALE
 
 LARGEST_BIAS = 2.0**30  # the other half of int32 is for the products
 
@@ -28,7 +29,8 @@ LARGEST_BIAS = 2.0**30  # the other half of int32 is for the products
 def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]) -> dict[str, QParams]:
     """`values` with the scales of weights large enough for the biases beside them."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
-    inputs = {site.node: q for q in plan.quantizers for site in q.sites if site.role == "input"}
+    fixed = [quantizer for quantizer in plan.quantizers if not quantizer.scheme.rows]  # beside rows, biases are float
+    inputs = {site.node: q for q in fixed for site in q.sites if site.role == "input"}
     found = dict(values)
     for quantizer in plan.quantizers:
         if quantizer.constant and quantizer.scheme.block is None:

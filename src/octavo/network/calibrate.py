@@ -24,10 +24,11 @@ from octavo.network.lobe import WHY, with_lobe
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.ranks import by_first, merged_over_ranks, together
 from octavo.network.samples import Call, Samples
-from octavo.numerics.affine import QParams, params_from_range, params_from_tensor
+from octavo.numerics.affine import QParams, params_from_range, params_from_tensor, params_of_rows
 from octavo.numerics.channels import ChannelHistogram
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.ranges import Range, RangeMethod, max_range, method
+from octavo.numerics.scheme import Scheme
 
 
 @dataclass(frozen=True, eq=False)  # equal to any mapping with the same histograms
@@ -114,9 +115,7 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
     raises    QuantizationError for no batches, and for NaN or infinity, naming the site and the batch; on every rank
     """
     histograms = {
-        quantizer.name: Histogram() if quantizer.scheme.axis is None else ChannelHistogram(quantizer.scheme.axis)
-        for quantizer in plan.quantizers
-        if not quantizer.constant
+        quantizer.name: _nothing_seen(quantizer.scheme) for quantizer in plan.quantizers if not quantizer.constant
     }
 
     def make(quantizer: Quantizer) -> nn.Module:
@@ -138,6 +137,11 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
                 remedy="give at least one batch (an iterator that was used up gives none: pass a list or a loader)",
             )
         return Stats(MappingProxyType(histograms), by_first(lambda: tuple(samples.calls)))
+
+
+def _nothing_seen(scheme: Scheme) -> Histogram | ChannelHistogram:
+    """To count in. Rows need no statistics, but NaN and infinity are found here."""
+    return Histogram() if scheme.axis is None or scheme.rows else ChannelHistogram(scheme.axis)
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
@@ -197,6 +201,8 @@ def choose_params(
             if quantizer.constant:
                 weight = attribute(graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
+            elif quantizer.scheme.rows:
+                values[quantizer.name] = params_of_rows(quantizer.scheme)
             else:
                 values[quantizer.name] = ranges(quantizer, _seen(stats, quantizer.name))
     plan, values = joined(plan, values, stats, ranges)

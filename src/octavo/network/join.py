@@ -68,7 +68,7 @@ def together(members: Sequence[Quantizer], scheme: Scheme) -> Quantizer:
 
 def _families(plan: Plan) -> Iterator[list[Quantizer]]:
     """The quantizers of activations that have a tensor in common, directly or by others, and could have one scheme."""
-    activations = [one for one in plan.quantizers if not one.constant and one.scheme.axis is None]
+    activations = [q for q in plan.quantizers if not q.constant and q.scheme.axis is None and not q.scheme.rows]
     first: dict[tuple[str, Scheme], int] = {}  # {(tensor, scheme): the first that reads it}
     family = list(range(len(activations)))
     for number, quantizer in enumerate(activations):
@@ -84,7 +84,7 @@ def _families(plan: Plan) -> Iterator[list[Quantizer]]:
 
 def _pairs(quantizers: Sequence[Quantizer], target: Target) -> Iterator[tuple[Quantizer, Quantizer]]:
     """(one with a scale for the tensor, one with a scale for each channel) that round the same, and could be one."""
-    activations = [one for one in quantizers if not one.constant]
+    activations = [one for one in quantizers if not one.constant and not one.scheme.rows]
     for channels in (one for one in activations if one.scheme.axis is not None):
         sources, asked = {edge.source for edge in channels.edges}, replace(channels.scheme, axis=None)
         for whole in activations:

@@ -19,16 +19,18 @@ aten = torch.ops.aten
 class Input:
     """A quantized input of an operation.
 
-    role  what it is called
-    axis  of one scale per output channel, if it is a weight
-    free  (operation's node, rank of the input) → the axes along which the operation's sum does not run, if it is an
-          activation: a scale that varies along them is a factor of every sum (Wu et al. 2020, §3.2). For each of them
-          how many neighbours must share a scale, because one sum runs over them
+    role   what it is called
+    axis   of one scale per output channel, if it is a weight
+    free   (operation's node, rank of the input) → the axes along which the operation's sum does not run, if it is an
+           activation: a scale that varies along them is a factor of every sum (Wu et al. 2020, §3.2). For each of them
+           how many neighbours must share a scale, because one sum runs over them
+    along  the axis of its rows, if the sum runs along that one alone; counted from behind
     """
 
     role: str
     axis: int
     free: Callable[[Node, int], dict[int, int]] = lambda node, rank: {}
+    along: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Operand:
     role          "input", "weight", "lhs", "rhs", …
     axis          for a weight: the axis of its output channels, which have a scale each; None for an activation
     free          for an activation: {axis along which the sum does not run: neighbours that must share a scale}
+    along         for an activation that has rows: the axis along which they lie, counted from behind
     """
 
     node: Node
@@ -58,6 +61,7 @@ class Operand:
     role: str
     axis: int | None
     free: Mapping[int, int] = field(default_factory=dict)
+    along: int | None = None
 
 
 def _channels(node: Node, rank: int) -> dict[int, int]:
@@ -82,8 +86,8 @@ def _columns(node: Node, rank: int) -> dict[int, int]:
 
 _CONVOLUTION = {0: Input("input", 0, _channels), 1: Input("weight", 0)}
 _TRANSPOSED = {0: Input("input", 0, _channels), 1: Input("weight", 1)}
-_LINEAR = {0: Input("input", 0, _rows), 1: Input("weight", 0)}
-_PRODUCT = {0: Input("lhs", -2, _rows), 1: Input("rhs", -1, _columns)}
+_LINEAR = {0: Input("input", 0, _rows, along=-1), 1: Input("weight", 0)}
+_PRODUCT = {0: Input("lhs", -2, _rows, along=-1), 1: Input("rhs", -1, _columns, along=-2)}
 _SUM = {0: Input("lhs", 0), 1: Input("rhs", 0)}
 
 OUTPUT = "output"  # the role of what a convolution returns to a reader that is none of the operations below
@@ -218,8 +222,11 @@ def operands(node: Node) -> Iterator[Operand]:
                 role = "weight" if row.name == "matmul" else read.role
                 yield Operand(node=node, source=source, role=role, axis=read.axis)
             else:
-                free = read.free(node, source.meta["val"].ndim)
-                yield Operand(node=node, source=source, role=read.role, axis=None, free=free)
+                rank = source.meta["val"].ndim
+                twice = node.args[:2].count(source) > 1  # rows on the left are no columns on the right
+                along = None if read.along is None or twice else max(read.along, -rank)  # of a vector: its only axis
+                free = read.free(node, rank)
+                yield Operand(node=node, source=source, role=read.role, axis=None, free=free, along=along)
     if row.name in RECURRENT:
         yield from _recurrent_weights(node)
 

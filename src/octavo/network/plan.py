@@ -210,7 +210,7 @@ def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> t
         scheme, constant = group.scheme, all(source.op == "get_attr" for source in group.sources)
         unsigned = target.nonnegative
         if unsigned is not None and is_own(scheme, target) and positive.issuperset(group.sources):
-            scheme = replace(unsigned, bits=scheme.bits, axis=scheme.axis)
+            scheme = replace(unsigned, bits=scheme.bits, axis=scheme.axis, rows=scheme.rows)
         quantizers.append(
             Quantizer(name=group.sites[0].name, scheme=scheme, constant=constant, edges=group.edges, sites=group.sites)
         )

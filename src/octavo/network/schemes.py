@@ -22,6 +22,8 @@ def scheme_of(site: Site, operand: Operand, rule: Rule, target: Target, convolve
     scheme = rule.scheme or _own(site, operand, target, convolved)
     if rule.bits is not None:
         scheme = replace(scheme, bits=rule.bits)
+    if scheme.rows:
+        return _by_rows(site, operand, scheme)
     if operand.axis is None:
         return scheme if scheme.axis is None else _along_free_axis(site, operand, scheme)
     if scheme.axis is None or scheme.block is not None or scheme.axis == operand.axis:
@@ -64,9 +66,32 @@ def _along_free_axis(site: Site, operand: Operand, scheme: Scheme) -> Scheme:
     )
 
 
+def _by_rows(site: Site, operand: Operand, scheme: Scheme) -> Scheme:
+    """`scheme` with the axis of the rows that the sum runs along; QuantizationError where there are none."""
+    rank = operand.source.meta["val"].ndim
+    along = operand.along
+    if along is not None and scheme.axis in (None, along, along + rank):
+        return replace(scheme, axis=along)
+    if operand.axis is not None:
+        seen = "it is a constant, whose range is known before the network runs"
+    elif along is None:
+        seen = f"a sum of this {site.operation} does not run along one row alone"
+    else:
+        seen = f"the sum of this {site.operation} runs along axis {along}, not along axis {scheme.axis}"
+    raise QuantizationError(
+        asked=f"quantize the {site.role} by rows",
+        seen=seen,
+        remedy="give rows to the inputs of linears and matmuls, without an axis: Rule(operation=…, role=…, scheme=…)",
+        site=site.name,
+    )
+
+
 def _own(site: Site, operand: Operand, target: Target, convolved: Container[Node]) -> Scheme:
     if operand.axis is not None:
         return target.weight
+    if target.rows and operand.along is not None:
+        bits = (target.factor or target.activation if is_factor(site.operation, site.role) else target.activation).bits
+        return Scheme(bits=bits, rows=True, axis=operand.along)
     if is_factor(site.operation, site.role):
         return target.factor or target.activation
     # What is added to something is rounded as the convolution beside it rounds it: once.
@@ -82,5 +107,7 @@ def is_convolved(site: Site) -> bool:
 
 def is_own(scheme: Scheme, target: Target) -> bool:
     """Whether `scheme` is the target's own for activations (a rule's own scheme is never second-guessed)."""
+    if scheme.rows:
+        return target.rows
     own = [replace(one, bits=scheme.bits, axis=scheme.axis) for one in (target.activation, target.convolution) if one]
     return scheme in own

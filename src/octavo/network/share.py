@@ -101,6 +101,7 @@ def _crossed(nodes: Sequence[Node], scheme: Scheme, wanted: Mapping[tuple[Node, 
         if (
             preserves_values(node)
             and not _is_part(node)
+            and not scheme.rows  # what is moved has other rows
             and (scheme.axis is None or keeps_axis(node, scheme.axis))
             and all(wanted.get((node, user)) == scheme or user in crossable for user in node.users)
         ):

@@ -1,7 +1,7 @@
 """What an engine can express and what it fuses. A `Target` is a value that `make_plan` reads, not a branch in it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
@@ -27,6 +27,7 @@ class Target:
     convolution  scheme of activations that convolutions read; None for the same as others
     channels     whether there is a scale for each channel where no sum runs over them: in what a depthwise convolution
                  reads, and in what a convolution returns to others, if that is rounded
+    rows         whether linears and matmuls read every row on a scale of its own, taken while the network runs
     factor       scheme of activations that stand where a weight does: on the right of a product, or as a weight that is
                  computed; None for the same as others
     nonnegative  scheme of activations that cannot be negative (after ReLU, softmax); None for the same as others
@@ -44,6 +45,7 @@ class Target:
     activation: Scheme = INT8_FULL
     convolution: Scheme | None = None
     channels: bool = False
+    rows: bool = False
     factor: Scheme | None = None
     nonnegative: Scheme | None = None
     zero_points: bool = True
@@ -111,6 +113,11 @@ TARGETS: dict[str, Target] = {
 def target_for(engine: str) -> Target:
     """The target whose networks run best on `engine`; for the simulation and the reference, the paper's."""
     return TARGETS.get({"inductor": "onednn"}.get(engine, engine), TARGETS["paper"])
+
+
+def by_rows(target: Target) -> Target:
+    """`target` with rows, and without the rounding of additions that no convolution fuses: no product needs it."""
+    return replace(target, rows=True, residual="skip" if target.residual == "both" else target.residual)
 
 
 def target_named(name: str) -> Target:

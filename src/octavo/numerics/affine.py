@@ -7,10 +7,9 @@ from torch import Tensor
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
-from octavo.numerics.scheme import Scheme
+from octavo.numerics.rows import round_rows
+from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
 
-# The product of two such scales is 2^-126, float32's smallest normal number: a matmul's scale never underflows.
-SMALLEST_SCALE = 2.0**-63
 # Two roundings below float32's largest number: the ends of a dequantized range stay finite.
 LARGEST_REAL = torch.finfo(torch.float32).max * (1 - 2.0**-23)
 
@@ -20,7 +19,8 @@ class QParams:
     """Scale and zero-point of one tensor; compared by identity, because a comparison of tensors has no single truth.
 
     scale       float32, positive and finite; [] per tensor, [channels] per channel,
-                x.shape with shape[axis] / block in place of shape[axis] per block
+                x.shape with shape[axis] / block in place of shape[axis] per block, with 1 by rows; [] where the scales
+                of rows are not known yet
     zero_point  int32, shape of scale, within [scheme.qmin, scheme.qmax]; all zero if the scheme is symmetric
     raises      QuantizationError if any of this does not hold
     """
@@ -112,6 +112,14 @@ def params_from_tensor(x: Tensor, scheme: Scheme) -> QParams:
     return params_from_range(low.reshape(shape), high.reshape(shape), scheme)
 
 
+def params_of_rows(scheme: Scheme) -> QParams:
+    """The parameters of rows whose scales are not known before the network runs: `params_from_tensor` finds them then.
+
+    Their own scale, 1, says nothing: to quantize a tensor by it is refused.
+    """
+    return QParams(scale=torch.ones(()), zero_point=torch.zeros((), dtype=torch.int32), scheme=scheme)
+
+
 def quantize(x: Tensor, params: QParams) -> Tensor:
     """Integers nearest to `x / scale + zero_point`, clipped to the scheme's range (Wu et al. 2020, §3.1).
 
@@ -166,7 +174,12 @@ def fake_quantize(x: Tensor, params: QParams) -> Tensor:
 
 
 def round_through(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    """`fake_quantize` without its checks, which depend on data: what a module with these buffers runs at every call."""
+    """`fake_quantize` without its checks, which depend on data: what a module with these buffers runs at every call.
+
+    By rows, x alone decides the scales, and those given are not read.
+    """
+    if scheme.rows:
+        return round_rows(x, scheme)
     if scheme.axis is None and scheme.symmetric and x.dtype == torch.float32 and not _wants_gradient(x):
         # The same values, bit for bit, from vectorized operations: 23 ms against ATen's 61 ms for 9.6 million.
         return (x * scale.reciprocal()).round_().clamp_(scheme.qmin, scheme.qmax).mul_(scale)
@@ -213,6 +226,8 @@ def _checked_bounds(low: float | Tensor, high: float | Tensor, scheme: Scheme) -
 
 
 def _rank_fits(rank: int, scheme: Scheme) -> bool:
+    if scheme.rows:
+        return True
     if scheme.axis is None:
         return rank == 0
     return rank == 1 if scheme.block is None else rank >= 1
@@ -241,9 +256,9 @@ def _check_shape(params: QParams, shape: torch.Size) -> None:
 def beside(values: Tensor, scheme: Scheme, rank: int) -> Tensor:
     """Scales or zero-points of `scheme`, shaped to broadcast against a tensor with `rank` axes.
 
-    values  [], [channels], or one per block in the rank of the tensor
+    values  [], [channels], or one per block or row in the rank of the tensor
     """
-    if scheme.axis is None:
+    if scheme.axis is None or scheme.rows:
         return values
     if scheme.block is not None:
         return values.repeat_interleave(scheme.block, scheme.axis)
@@ -259,6 +274,9 @@ def _spread(params: QParams, shape: torch.Size) -> tuple[Tensor, Tensor]:
 def _groups(x: Tensor, scheme: Scheme) -> tuple[Tensor, list[int]]:
     """x as [scales, entries that share one], and the shape of scale."""
     shape = scheme.scale_shape(x.shape)
+    if scheme.rows:
+        last = x.movedim(-1 if scheme.axis is None else scheme.axis, -1)
+        return last.reshape(-1, last.shape[-1]), shape
     if scheme.axis is None:
         return x.reshape(1, -1), shape
     if scheme.block is None:

@@ -8,6 +8,9 @@ import torch
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 
+# The product of two such scales is 2^-126, float32's smallest normal number: a matmul's scale never underflows.
+SMALLEST_SCALE = 2.0**-63
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
@@ -19,6 +22,8 @@ class Scheme:
     full_range  signed symmetric only: also use -2^(bits-1), the integer at which ONNX QuantizeLinear saturates
     axis        None: one scale per tensor.  Otherwise one per index of this axis (may be negative)
     block       `block` consecutive entries along `axis` share a scale (ONNX blocked quantization); needs an axis
+    rows        every row, a vector along `axis` (None: the last), has a scale of its own, taken from its largest value
+                while the network runs: for what linears and matmuls read. Symmetric, without blocks
 
     | signed | symmetric | full_range | integers, b bits           |
     |--------|-----------|------------|----------------------------|
@@ -36,6 +41,7 @@ class Scheme:
     full_range: bool = False
     axis: int | None = None
     block: int | None = None
+    rows: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,6 +61,12 @@ class Scheme:
                 asked=asked,
                 seen=f"block is {self.block} and axis is {self.axis}",
                 remedy="give blocks a positive length and the axis they lie along",
+            )
+        if self.rows and (self.block is not None or not self.symmetric):
+            raise QuantizationError(
+                asked=asked,
+                seen="the scales of rows are taken from their largest values, and zero is the integer 0 in all of them",
+                remedy="leave rows out, or make the scheme symmetric and without blocks",
             )
 
     @property
@@ -78,17 +90,21 @@ class Scheme:
     def scale_shape(self, shape: Sequence[int]) -> list[int]:
         """The shape of the scale of a tensor of this shape: [], [channels], or `shape` with blocks in place of entries.
 
+        Of rows it is `shape` with 1 in place of their length.
         raises  QuantizationError if the tensor has no such axis or the axis does not divide into blocks
         """
-        if self.axis is None:
+        if self.axis is None and not self.rows:
             return []
-        if not -len(shape) <= self.axis < len(shape):
+        axis = -1 if self.axis is None else self.axis
+        if not -len(shape) <= axis < len(shape):
             raise QuantizationError(
-                asked=f"quantize a tensor {list(shape)} along axis {self.axis}",
+                asked=f"quantize a tensor {list(shape)} along axis {axis}",
                 seen=f"it has {len(shape)} axes",
                 remedy=f"choose an axis between {-len(shape)} and {len(shape) - 1}" if shape else "use axis=None",
             )
-        size = shape[self.axis]
+        if self.rows:
+            return [1 if at == axis % len(shape) else size for at, size in enumerate(shape)]
+        size = shape[axis]
         if self.block is None:
             return [size]
         if size % self.block:
@@ -98,7 +114,7 @@ class Scheme:
                 remedy="choose a block length that divides the axis",
             )
         blocks = list(shape)
-        blocks[self.axis] //= self.block
+        blocks[axis] //= self.block
         return blocks
 
 

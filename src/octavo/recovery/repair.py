@@ -67,7 +67,7 @@ def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple
 
     def fix(layer: Layer) -> None:
         for source, name in layer.operation.quantizers.items():
-            if not is_constant(source) and name not in seen:
+            if not is_constant(source) and name not in seen and not layer.scales[name].scheme.rows:
                 seen.add(name)
                 _refine(layer, name)
 

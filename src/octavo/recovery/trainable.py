@@ -27,8 +27,8 @@ from octavo.network.insert import insert, place
 from octavo.network.origin import TRAINING, Origin, remember
 from octavo.network.plan import Plan, Quantizer, make_plan
 from octavo.network.simulate import FakeQuantize, check_calls, copy_by
-from octavo.numerics.affine import SMALLEST_SCALE, QParams, params_from_tensor, round_through
-from octavo.numerics.scheme import Scheme
+from octavo.numerics.affine import QParams, params_from_tensor, round_through
+from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
 
 Weights = Literal["follow", "fixed"]
 Ranges = Literal["fixed", "learned"]
@@ -116,7 +116,7 @@ def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", rang
         chosen = params.values[quantizer.name]
         if quantizer.constant and weights == "follow":
             return FollowingWeight(quantizer.scheme)
-        learned = not quantizer.constant and ranges == "learned"
+        learned = not quantizer.constant and not quantizer.scheme.rows and ranges == "learned"
         return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(graph.device)
 
     module = insert(graph, params.plan, make)

@@ -95,6 +95,7 @@ class Result:
             "engine": self.engine,
             "target": self.params.plan.target.name,
             "method": self.best.method,
+            "rows": self.best.rows,
             "repairs": list(self.best.repairs),
             "trained": self.best.trained,
             "metric": {
@@ -141,6 +142,7 @@ def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
         "id": number,
         "rung": trial.rung,
         "method": trial.method,
+        "rows": trial.rows,
         "repairs": list(trial.repairs),
         "trained": trial.trained,
         "kept_float": list(trial.kept_float),
@@ -168,7 +170,8 @@ def rung_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[Ru
 def summary(result: Result) -> str:
     """What was done and why it stopped, in one paragraph."""
     goal, verdict, best = result.goal, result.verdict, result.best
-    made = [name.replace("_", " ") for name in best.repairs] + ["training"] * best.trained
+    made = ["scales of rows"] * best.rows + [name.replace("_", " ") for name in best.repairs]
+    made += ["training"] * best.trained
     kept = f", {', '.join(made)}" if made else ""
     kept += f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""
     lines = [

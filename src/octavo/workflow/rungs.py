@@ -1,5 +1,7 @@
 """The rungs of the paper's road, in order (Wu et al. 2020, §6): each is tried only if those before missed the goal.
 
+What costs the served network nothing comes first: ranges, then repairs. Then what costs it time, the least first.
+
 A rung is a function of the search; it measures candidates until it has none left. A new technique is a new row of
 `RUNGS`.
 """
@@ -18,7 +20,7 @@ from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
 from octavo.workflow.search import Search
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Candidate, candidate_of, fitted, parts_of
+from octavo.workflow.trial import Candidate, candidate_of, fitted, parts_of, with_rows
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
@@ -77,8 +79,24 @@ def _better(search: Search, trial: Trial, than: Trial) -> bool:
     return trial.error is None and not trial.abandoned and search.verdict(trial).drop < search.verdict(than).drop
 
 
+def rows(search: Search, road: Road) -> None:
+    """Rung c: what linears and matmuls read, rounded by rows, where they are most of the network (§3.2).
+
+    No range of theirs is calibrated then, so outlying tokens or samples coarsen no others; it costs a few per cent of
+    time, which layers in float would cost more of.
+    """
+    best, bench = search.best(), search.bench
+    if best is None or bench.plan.target.rows:
+        return
+    plan, _ = with_rows(bench)
+    found = {site.layer for q in plan.quantizers if q.scheme.rows for site in q.sites}
+    if 2 * len(found) < plan.coverage.quantized:
+        return
+    search.measure([Candidate(method=best.method, rows=True)], "rows")
+
+
 def train(search: Search, road: Road) -> None:
-    """Rung d: training with rounding, from the best calibrated and repaired network with no layer in float (§5.2)."""
+    """Rung e: training with rounding, from the best calibrated and repaired network with no layer in float (§5.2)."""
     whole = [trial for trial in search.trials if trial.error is None and not trial.kept_float]
     if search.bench.train is None or not whole:
         return
@@ -88,7 +106,7 @@ def train(search: Search, road: Road) -> None:
 
 
 def partial(search: Search, road: Road) -> None:
-    """Rung c: the smallest set of layers left in float that meets the goal, from the best candidate not yet fitted.
+    """Rung d: the smallest set of layers left in float that meets the goal, from the best candidate not yet fitted.
 
     What is fitted to the rounding of all layers is wrong when some are no longer rounded: of ResNet-20 with activations
     of four bits 12 layers would stay in float instead of 6.
@@ -97,8 +115,8 @@ def partial(search: Search, road: Road) -> None:
     if best is None:
         return
     start = candidate_of(best)
-    bench = search.bench
-    order = layers(bench.graph, bench.plan)
+    graph, params = parts_of(search.bench, start)
+    order = layers(graph, params.plan)
     search.view.doing("sensitivity of every layer")
     road.sensitivities = _sensitivities(search, road, start)
     ranked = [row.layer for row in sorted(road.sensitivities, key=_gain(road.prefer), reverse=True)]
@@ -169,6 +187,7 @@ RUNGS: Mapping[str, Rung] = {
     "ptq": calibration,
     "ptq_more": more_calibration,
     "repair": repairs,
+    "rows": rows,
     "partial": partial,
     "train": train,
 }

@@ -158,11 +158,12 @@ class Search:
         return any(map(self.settles, self.trials))
 
     def best(self, among: Callable[[Trial], bool] = lambda _: True) -> Trial | None:
-        """The trial to return: of those that meet the goal the one with fewest layers in float, then the least drop."""
+        """The trial to return: of those that meet the goal the fastest, by layers in float and rows, then the best."""
         sound = [trial for trial in self.trials if trial.error is None and among(trial)]
         return min(sound, key=self._rank, default=None)
 
-    def _rank(self, trial: Trial) -> tuple[bool, bool, bool, int, float]:
+    def _rank(self, trial: Trial) -> tuple[bool, bool, bool, int, bool, float]:
         verdict = self.verdict(trial)
         layers = len(trial.kept_float) if verdict.met else 0
-        return (trial.abandoned, not verdict.met, not self.settles(trial), layers, verdict.drop)
+        slower = trial.rows and verdict.met
+        return (trial.abandoned, not verdict.met, not self.settles(trial), layers, slower, verdict.drop)

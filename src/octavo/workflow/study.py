@@ -28,16 +28,21 @@ from octavo.errors import QuantizationError
 from octavo.machine import versions_of
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
-SCHEMA = 2
+SCHEMA = 3
 TABLES = (
     """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, rung TEXT NOT NULL, method TEXT NOT NULL,
     engine TEXT NOT NULL, repairs TEXT NOT NULL, trained INTEGER NOT NULL, kept_float TEXT NOT NULL,
     metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL,
-    versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, rules TEXT NOT NULL)""",
+    versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, rules TEXT NOT NULL,
+    rows INTEGER NOT NULL DEFAULT 0)""",
     "CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL)",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {SCHEMA}",
 )
+# What an earlier schema lacks.
+UPDATES = {
+    2: ("ALTER TABLE trials ADD COLUMN rows INTEGER NOT NULL DEFAULT 0", f"PRAGMA user_version = {SCHEMA}"),
+}
 T = TypeVar("T")
 
 
@@ -46,6 +51,7 @@ class Trial:
     """A candidate and its score (never NaN: SQLite stores none).
 
     key          what determines the result: `trial_key`
+    rows         whether linears and matmuls read every row on a scale of its own
     repairs      names in REPAIRS, in the order in which they were made; trained: whether it was trained with rounding
     kept_float   layers left in float; `rules` placed the quantizers in all others
     scores       of the samples, float64 bit for bit; None where the metric is one number
@@ -71,6 +77,7 @@ class Trial:
     rules: tuple[str, ...] = ()
     repairs: tuple[str, ...] = ()
     trained: bool = False
+    rows: bool = False
     id: int | None = None
 
 
@@ -169,14 +176,16 @@ class Study:
             f"SELECT application_id, user_version, {tables} FROM pragma_application_id, pragma_user_version"
         )
         new = (application, schema, count) == (0, 0, 0)  # or left empty by a process that was killed right here
-        if not new and (application, schema) != (APPLICATION, SCHEMA):
+        older = UPDATES.get(schema, ()) if application == APPLICATION else ()
+        if not new and not older and (application, schema) != (APPLICATION, SCHEMA):
             versions = f"its schema is version {schema} and this Octavo reads version {SCHEMA}"
             raise self._unusable(versions if application == APPLICATION else "it is the database of another program")
         with suppress(QuantizationError):  # not every filesystem allows it; the rollback journal is as safe
             self._execute("PRAGMA journal_mode = WAL")
         self._execute("PRAGMA synchronous = EXTRA")  # FULL, and without WAL the folder is synced too
         self._execute("PRAGMA fullfsync = ON")  # macOS: through the disk's own cache
-        for statement in ("BEGIN IMMEDIATE", *TABLES, "COMMIT") if new else ():
+        statements = TABLES if new else older
+        for statement in ("BEGIN IMMEDIATE", *statements, "COMMIT") if statements else ():
             self._execute(statement)
 
     def _select(self, which: str, values: Mapping[str, Any]) -> list[Trial]:
@@ -255,3 +264,4 @@ class _Row(BaseModel):
     model: StrictStr
     data: StrictStr
     rules: Names
+    rows: bool

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -18,8 +19,9 @@ from octavo.network.digest import source_of
 from octavo.network.graph import Graph
 from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
-from octavo.network.plan import Plan
+from octavo.network.plan import Plan, make_plan
 from octavo.network.simulate import simulate
+from octavo.network.target import by_rows
 from octavo.recovery.repair import SAME_FUNCTION, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
@@ -37,6 +39,7 @@ class Candidate:
     """A way to quantize the network.
 
     method      of calibration, a key of METHODS
+    rows        whether linears and matmuls read every row on a scale of its own, taken while the network runs
     repairs     names in REPAIRS, in the order in which they are made
     trained     whether it is then trained with rounding
     kept_float  layers left in float, in data-flow order
@@ -46,12 +49,14 @@ class Candidate:
     repairs: tuple[str, ...] = ()
     trained: bool = False
     kept_float: tuple[str, ...] = ()
+    rows: bool = False
 
     def __str__(self) -> str:
         """As a person would say it."""
         repairs = "".join(f", {name.replace('_', ' ')}" for name in self.repairs)
         kept = f", {len(self.kept_float)} layers in float" if self.kept_float else ""
-        return f"{self.method} calibration{repairs}{', trained' if self.trained else ''}{kept}"
+        rows = ", scales of rows" if self.rows else ""
+        return f"{self.method} calibration{rows}{repairs}{', trained' if self.trained else ''}{kept}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,20 @@ def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
     if candidate.repairs:
         graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))
         return repair(graph, params, bench.batches, candidate.repairs[-1:])
-    return bench.graph, choose_params(bench.graph, bench.plan, bench.stats, candidate.method)
+    plan, stats = with_rows(bench) if candidate.rows else (bench.plan, bench.stats)
+    return bench.graph, choose_params(bench.graph, plan, stats, candidate.method)
+
+
+def with_rows(bench: Bench) -> tuple[Plan, Stats]:
+    """The plan with scales of rows, and what calibration saw of what it still rounds on fixed ones.
+
+    A tensor that a product and another operation read was seen once, for both.
+    """
+    plan = make_plan(bench.graph, bench.plan.rules, target=by_rows(bench.plan.target))
+    seen = {site.name: q.name for q in bench.plan.quantizers for site in q.sites}
+    fixed = [quantizer for quantizer in plan.quantizers if not quantizer.constant and not quantizer.scheme.rows]
+    found = {q.name: bench.stats[seen[q.sites[0].name]] for q in fixed}
+    return plan, Stats(MappingProxyType(found), bench.stats.samples)
 
 
 def weights_of(bench: Bench, candidate: Candidate) -> bytes | None:
@@ -140,7 +158,13 @@ def _train(bench: Bench, module: nn.Module) -> bytes:
 
 def candidate_of(trial: Trial) -> Candidate:
     """What `trial` measured."""
-    return Candidate(method=trial.method, repairs=trial.repairs, trained=trial.trained, kept_float=trial.kept_float)
+    return Candidate(
+        method=trial.method,
+        repairs=trial.repairs,
+        trained=trial.trained,
+        kept_float=trial.kept_float,
+        rows=trial.rows,
+    )
 
 
 def key_of(bench: Bench, candidate: Candidate) -> str:
@@ -157,6 +181,7 @@ def key_of(bench: Bench, candidate: Candidate) -> str:
         trained=source_of(bench.train) if candidate.trained else None,
         kept_float=sorted(candidate.kept_float),
         goal=repr(bench.goal),  # decides which candidates are abandoned half-way
+        **({"rows": True} if candidate.rows else {}),
     )
 
 
@@ -186,6 +211,7 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
         model=bench.model,
         data=bench.data,
         rules=tuple(map(str, bench.plan.rules)),
+        rows=candidate.rows,
     )
 
 

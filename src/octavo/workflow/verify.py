@@ -14,7 +14,7 @@ from torch import Tensor
 
 from octavo.arguments import checked
 from octavo.engines import compile
-from octavo.engines.sites import returning_sites
+from octavo.engines.sites import Step, returning_sites
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments, network_inputs
 from octavo.network.origin import SIMULATION, origin_of
@@ -73,10 +73,10 @@ def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) ->
             outputs; an engine may then fuse less than it does without. For results of `simulate` and `compile` alone
     raises  QuantizationError for no inputs, for outputs that cannot be compared, and for `sites` of other models
     """
-    steps: dict[str, Tensor] = {}
+    steps: dict[str, Step] = {}
     if sites:
         (a, steps), (b, _) = _with_sites(a), _with_sites(b)
-    total, places = _Outputs(), {name: _Site(scale) for name, scale in steps.items()}
+    total, places = _Outputs(), {name: _Site(step) for name, step in steps.items()}
     origin = origin_of(a) or origin_of(b)
     for batch in inputs:
         args, kwargs = network_inputs(origin.graph, batch) if origin else call_arguments(batch)
@@ -135,13 +135,13 @@ class _Outputs:
 
 
 class _Site:
-    """What is seen at one site: its values are `scale`, which stands beside them, times an integer."""
+    """What is seen at one site: its values are its step, which stands beside them, times an integer."""
 
-    def __init__(self, scale: Tensor) -> None:
-        self.scale, self.count, self.differing, self.most = scale, 0, 0, 0
+    def __init__(self, step: Step) -> None:
+        self.step, self.count, self.differing, self.most = step, 0, 0, 0
 
     def add(self, a: Tensor, b: Tensor) -> None:
-        steps = ((a.double() - b.double()) / self.scale).round().abs()
+        steps = ((a.double() - b.double()) / self.step(a)).round().abs()
         self.count += steps.numel()
         self.differing += int((steps > 0).sum())
         self.most = max(self.most, int(steps.max()) if steps.numel() else 0)
@@ -150,8 +150,8 @@ class _Site:
         return SiteDistance(name=name, differing=self.differing / max(self.count, 1), most_steps=self.most)
 
 
-def _with_sites(model: Model) -> tuple[Model, dict[str, Tensor]]:
-    """(`model` returning {"output", "sites": {name: rounded value}}, {name: scale})."""
+def _with_sites(model: Model) -> tuple[Model, dict[str, Step]]:
+    """(`model` returning {"output", "sites": {name: rounded value}}, {name: its step})."""
     origin = origin_of(model)
     if origin is None or origin.params is None:
         raise QuantizationError(
@@ -159,7 +159,7 @@ def _with_sites(model: Model) -> tuple[Model, dict[str, Tensor]]:
             seen=f"one of them is a {type(model).__name__} that rounds nowhere, or that Octavo did not make",
             remedy="compare what simulate and compile return, or leave sites out",
         )
-    graph, params, scales = returning_sites(origin.graph, origin.params)
+    graph, params, steps = returning_sites(origin.graph, origin.params)
     if origin.engine == SIMULATION:
-        return simulate(graph, params), scales
-    return compile(graph, params, engine=origin.engine), scales
+        return simulate(graph, params), steps
+    return compile(graph, params, engine=origin.engine), steps

@@ -18,6 +18,8 @@ from octavo.engines.lowering.executions import mark
 from octavo.network.edit import attribute
 from octavo.network.plan import Quantizer
 from octavo.numerics.affine import QParams, dequantize, quantize
+from octavo.numerics.rows import along, scale_of_rows
+from octavo.numerics.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,25 @@ class Integers:
 
     node: Node
     grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A node of the lowered graph in float32, which its reader rounds by rows.
+
+    axis             along which they lie, counted from behind
+    lowest, highest  of their integers: −highest, or 0
+    """
+
+    node: Node
+    axis: int
+    lowest: int
+    highest: int
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """As arguments of what rounds."""
+        return self.axis, self.lowest, self.highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +111,7 @@ def grid_of(params: QParams) -> Grid | None:
     """The integers of `params`, shifted into uint8; None if their scales or zero-points lie as no kernel has them."""
     scheme = params.scheme
     shift, zeros = 128 if scheme.signed else 0, {*params.zero_point.reshape(-1).tolist()}
-    if scheme.axis not in (None, 1) or len(zeros) != 1:
+    if scheme.rows or scheme.axis not in (None, 1) or len(zeros) != 1:
         return None
     several = scheme.axis is not None
     return Grid(
@@ -112,10 +133,23 @@ def dequantize_from_uint8(u: Tensor, scale: float | Tensor, zero: int) -> Tensor
     return (u.to(torch.float32) - zero) * scale
 
 
+def bytes_of_rows(x: Tensor, axis: int, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
+    """(`x` in uint8, signed integers 128 higher; the scale of each row, 1 in place of its length)."""
+    scale = scale_of_rows(x, Scheme(signed=lowest < 0, bits=highest.bit_length() + (lowest < 0), rows=True, axis=axis))
+    zero = 128 if lowest < 0 else 0
+    return quantize_to_uint8(x, scale.reciprocal(), zero, lowest + zero, highest + zero), scale
+
+
+def rounded_by_rows(x: Tensor, axis: int, lowest: int, highest: int) -> Tensor:
+    """`x` rounded by rows, in float32: for operations that have no kernel."""
+    u, scale = bytes_of_rows(x, axis, lowest, highest)
+    return dequantize_from_uint8(u, scale, 128 if lowest < 0 else 0)
+
+
 class Lowering:
     """The lowered graph while it grows, in the order of the planned one.
 
-    values      {node of the planned graph: a node of the lowered one in float, `Integers`, or a `Weight`}
+    values      {node of the planned graph: a node of the lowered one in float, `Integers`, `Rows`, or a `Weight`}
     attentions  {last product: the attention it completes}
     chains      {a node of the lowered graph: the chain of convolutions that it calls}
     layers      {node of the planned graph: the user's layer}, of every compute-heavy operation
@@ -148,6 +182,8 @@ class Lowering:
             return self.emit(
                 dequantize_from_uint8, value.node, self._beside(value.grid.scales(), node), value.grid.zero
             )
+        if isinstance(value, Rows):
+            return self.emit(rounded_by_rows, value.node, *value.numbers)
         return self.constant(value.dequantized()) if isinstance(value, Weight) else value
 
     def _beside(self, scales: Tensor, node: Node) -> Any:
@@ -162,6 +198,11 @@ class Lowering:
         if not isinstance(value, Integers) or (value.grid.channels is not None and not of_channels):
             return None
         return value
+
+    def rows(self, argument: Any, axis: int = -1) -> Rows | None:
+        """The counterpart of `argument` if it is rounded by rows that lie along `axis`."""
+        value = self.values.get(argument) if isinstance(argument, Node) else None
+        return value if isinstance(value, Rows) and value.axis == axis else None
 
     def weight(self, argument: Any) -> Weight | None:
         """The counterpart of `argument` if it is a quantized constant."""
@@ -189,7 +230,9 @@ class Lowering:
         constant = self.tensor(source)
         if constant is not None:
             return Weight(real=constant, params=site.params)
-        grid, x = grid_of(site.params), self.real(source)
+        grid, x, scheme = grid_of(site.params), self.real(source), site.params.scheme
+        if scheme.rows:
+            return Rows(node=x, axis=along(scheme), lowest=scheme.qmin, highest=scheme.qmax)
         if grid is None:
             return self._rounded_in_float(x, site.params)
         inverse = self._beside(1 / grid.scales(), node)

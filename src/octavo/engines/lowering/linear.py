@@ -1,4 +1,4 @@
-"""Linears on oneDNN's int8 kernel: those that read the same integers and end alike become one."""
+"""Linears on an int8 kernel, oneDNN's or, by rows, our own: those that read the same and end alike become one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.engines.lowering.build import Grid, Integers, Lowering, Weight, readers
+from octavo.engines.lowering.build import Grid, Integers, Lowering, Rows, Weight, readers
 from octavo.engines.lowering.epilogue import LINEAR, Epilogue, clipped, epilogue, finish, operands, output
 from octavo.engines.lowering.product import product
 from octavo.network.edit import shape
@@ -35,19 +35,24 @@ class _Linear:
 
 def linear(lowering: Lowering, node: Node) -> bool:
     """x [..., in] · weight [out, in]ᵀ + bias, with those that read the same x and end alike."""
-    x = lowering.integers(node.args[0])
-    first = _linear(lowering, node)
+    x = _read(lowering, node)
+    first = _linear(lowering, node, x)
     if x is None or first is None:
         return False
     same = [other for other in readers(node.args[0]) if other.target is node.target]  # type: ignore[arg-type]
     siblings = [other for other in same if other.args[0] is node.args[0]]
-    found = [_linear(lowering, other) for other in siblings if other not in lowering.values]
+    found = [_linear(lowering, other, x) for other in siblings if other not in lowering.values]
     joined = [row for row in found if row is not None and row.kind == first.kind]
     _write_linear(lowering, x, joined if first.end.name == "none" else [first])
     return True
 
 
-def _linear(lowering: Lowering, node: Node) -> _Linear | None:
+def _read(lowering: Lowering, node: Node) -> Integers | Rows | None:
+    """What `node` reads beside its weight."""
+    return lowering.integers(node.args[0]) or lowering.rows(node.args[0])
+
+
+def _linear(lowering: Lowering, node: Node, x: Integers | Rows | None) -> _Linear | None:
     weight, bias = _weight(lowering, node), node.args[2] if len(node.args) > 2 else None
     scales = None if weight is None else weight.scales(0)
     if weight is None or scales is None or len(shape(node)) < 2:
@@ -59,8 +64,13 @@ def _linear(lowering: Lowering, node: Node) -> _Linear | None:
         integers=weight.integers(),
         scales=scales,
         bias=lowering.tensor(bias),
-        end=epilogue(lowering, node, LINEAR),
+        end=_end(lowering, node, x),
     )
+
+
+def _end(lowering: Lowering, node: Node, x: Integers | Rows | None) -> Epilogue:
+    """By rows, the kernel ends with the bias; what follows is Inductor's, with the maximum of the next rows."""
+    return Epilogue(ends=(node,)) if isinstance(x, Rows) else epilogue(lowering, node, LINEAR)
 
 
 def _weight(lowering: Lowering, node: Node) -> Weight | None:
@@ -72,7 +82,7 @@ def _weight(lowering: Lowering, node: Node) -> Weight | None:
     return weight
 
 
-def _write_linear(lowering: Lowering, x: Integers, rows: list[_Linear]) -> None:
+def _write_linear(lowering: Lowering, x: Integers | Rows, rows: list[_Linear]) -> None:
     """One kernel for all `rows`; each of them is a slice of its result.
 
     oneDNN gives all outputs one scale and zero-point, those of the first row. The others' go into their weight scales
@@ -108,13 +118,19 @@ def _towards(row: _Linear, grid: Grid | None) -> tuple[Tensor, Tensor | None]:
 def _qlinear(
     lowering: Lowering,
     nodes: list[Node],
-    x: Integers,
+    x: Integers | Rows,
     weight: Tensor,
     scales: Tensor,
     bias: Tensor | None,
     end: Epilogue,
 ) -> Node:
     """One kernel for all `nodes`: x [..., in] · weight [out, in]ᵀ, int8."""
+    if isinstance(x, Rows):
+        constants = [None if one is None else lowering.constant(one) for one in (weight.contiguous(), scales, bias)]
+        operator = torch.ops.octavo.int8_linear_rows.default
+        result = lowering.emit(operator, x.node, *constants, x.highest, x.lowest < 0)
+        lowering.ran(result, *nodes)
+        return result
     result = lowering.emit(
         torch.ops.octavo.int8_linear.default,
         *operands(lowering, x, weight, scales, bias),
@@ -126,12 +142,12 @@ def _qlinear(
 
 def matmul(lowering: Lowering, node: Node) -> bool:
     """With a constant matrix on the right, a linear without bias; else a product of two activations."""
-    x, weight = lowering.integers(node.args[0]), lowering.weight(node.args[1])
+    x, weight = _read(lowering, node), lowering.weight(node.args[1])
     if weight is None:
         return product(lowering, node)
     scales = weight.scales(-1)
     if x is None or scales is None or weight.real.ndim != 2 or len(shape(node)) < 2:
         return False
-    end = epilogue(lowering, node, LINEAR)
+    end = _end(lowering, node, x)
     finish(lowering, end, _qlinear(lowering, [node], x, weight.integers().t().contiguous(), scales, None, end))
     return True

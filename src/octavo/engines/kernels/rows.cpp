@@ -1,0 +1,238 @@
+// Products whose left rows and right columns are rounded on scales of their own, taken from their largest values:
+//
+//     x, float32 ─▶ max|row| ─▶ bytes, in the cache ─▶ sums ─▶ · scale of the row · scale of the column + bias ─▶ float32
+//
+// Nothing is known of the range of x before. A row that holds NaN or infinity returns NaN, as in float, and spoils no other.
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+#include <optional>
+
+#include "packed_weights.h"
+#include "softmax.h"
+
+namespace {
+
+constexpr float SMALLEST_SCALE = 0x1p-63f;  // of octavo.numerics.scheme
+constexpr int64_t PANEL = 512;              // columns of a weight that one task multiplies, where rows are few
+
+// max|x| of `count` numbers that stand `stride` apart; NaN if one of them is: as integers their order is the same.
+float most_of(const float* x, int64_t count, int64_t stride) {
+  int32_t most = 0;
+  int64_t i = 0;
+#ifdef OCTAVO_VNNI
+  if (stride == 1) {
+    const __m512i positive = _mm512_set1_epi32(0x7fffffff);
+    __m512i all = _mm512_setzero_si512();
+    for (; i + LANES <= count; i += LANES)
+      all = _mm512_max_epi32(all, _mm512_and_si512(positive, _mm512_loadu_si512(x + i)));
+    most = _mm512_reduce_max_epi32(all);
+  }
+#endif
+  for (; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i * stride, 4);
+    most = std::max(most, bits & 0x7fffffff);
+  }
+  float found;
+  std::memcpy(&found, &most, 4);
+  return found;
+}
+
+// The integers of a scheme without zero-point, ±highest or 0 … highest, stored from `zero` on.
+struct Levels {
+  float highest, lowest;
+  int64_t zero;
+
+  explicit Levels(int64_t highest, bool is_signed)
+      : highest(static_cast<float>(highest)), lowest(is_signed ? -static_cast<float>(highest) : 0), zero(is_signed ? 128 : 0) {}
+
+  float step(float most) const {
+    if (!std::isfinite(most)) return std::numeric_limits<float>::quiet_NaN();
+    return most == 0 ? 1 : std::max(most / highest, SMALLEST_SCALE);
+  }
+};
+
+// `count` numbers, `stride` apart, as bytes on `step`
+void round_to(uint8_t* to, const float* x, int64_t count, int64_t stride, float step, const Levels& by) {
+  const float inverse = 1 / step;
+  int64_t i = 0;
+#ifdef OCTAVO_VNNI
+  if (stride == 1) {
+    const __m512 factor = _mm512_set1_ps(inverse), low = _mm512_set1_ps(by.lowest), high = _mm512_set1_ps(by.highest);
+    const __m512i zero = _mm512_set1_epi32(static_cast<int>(by.zero));
+    for (; i + LANES <= count; i += LANES) {
+      const __m512 q = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor), low), high);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(q), zero)));
+    }
+  }
+#endif
+  for (; i < count; ++i) {
+    const float q = std::nearbyint(std::min(std::max(x[i * stride] * inverse, by.lowest), by.highest));
+    to[i] = static_cast<uint8_t>(static_cast<int64_t>(q) + by.zero);
+  }
+}
+
+// Rows of a left operand, rounded: [rows, depth] from x[row · sr + k · sk], a step for each
+void round_rows(std::vector<uint8_t>& to, float* steps, const float* x, int64_t rows, int64_t k, int64_t depth, int64_t sr,
+                int64_t sk, const Levels& by) {
+  to.resize(rows * depth);
+  for (int64_t row = 0; row < rows; ++row) {
+    steps[row] = by.step(most_of(x + row * sr, k, sk));
+    round_to(to.data() + row * depth, x + row * sr, k, sk, steps[row], by);
+    std::memset(to.data() + row * depth + k, 0, depth - k);
+  }
+}
+
+// sums of one row, times `scale` and the scales of their columns, plus bias, if there is one
+void write_scaled(const int32_t* sums, int64_t columns, float scale, const float* scales, const float* bias, float* to) {
+#ifdef OCTAVO_VNNI
+  const __m512 all = _mm512_set1_ps(scale);
+  for (int64_t n = 0; n < columns; n += LANES) {
+    const __mmask16 mask = lanes(columns, n);
+    const __m512 factor = _mm512_mul_ps(all, _mm512_maskz_loadu_ps(mask, scales + n));
+    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums + n)), factor);
+    if (bias != nullptr) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, bias + n));
+    _mm512_mask_storeu_ps(to + n, mask, x);
+  }
+#else
+  for (int64_t n = 0; n < columns; ++n) to[n] = sums[n] * (scale * scales[n]) + (bias == nullptr ? 0 : bias[n]);
+#endif
+}
+
+// int8 [N, K] as bytes of packed columns, their starts behind them
+Tensor packed(const Tensor& weight, int64_t zero) {
+  const int64_t N = weight.size(0), K = weight.size(1);
+  const Tensor own = weight.contiguous();
+  std::vector<uint8_t> shifted(N * K);
+  const auto* from = own.const_data_ptr<int8_t>();
+  for (int64_t i = 0; i < N * K; ++i) shifted[i] = static_cast<uint8_t>(from[i] ^ 0x80);
+  Packed columns;
+  pack(columns, shifted.data(), K, N, 1, K, 0, zero);
+  const int64_t size = columns.depth * columns.columns;
+  Tensor out = at::empty({size + 4 * columns.columns}, weight.options().dtype(at::kChar));
+  std::memcpy(out.data_ptr(), columns.values.data(), size);
+  std::memcpy(out.data_ptr<int8_t>() + size, columns.starts.data(), 4 * columns.columns);
+  return out;
+}
+
+PackedWeights& weights_of_rows() {
+  static PackedWeights* const weights = new PackedWeights;  // never destroyed: tensors outlive static objects badly
+  return *weights;
+}
+
+// x float32 [..., K], rounded by rows to ±highest or 0 … highest, · weight int8 [N, K]ᵀ · scales [N] + bias [N]
+Tensor linear_rows(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& bias, int64_t highest,
+                   bool is_signed) {
+  TORCH_CHECK(x.dim() > 0 && x.scalar_type() == at::kFloat && x.size(-1) == weight.size(1) && scales.numel() == weight.size(0),
+              "int8 linear of rows: shapes or types do not fit");
+  const Levels by(highest, is_signed);
+  const int64_t K = weight.size(1), N = weight.size(0), M = K == 0 ? 0 : x.numel() / K;
+  const Tensor rows = x.contiguous();
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = N;
+  Tensor out = at::empty(sizes, x.options());
+  const Tensor stored = weights_of_rows().get(weight, 0, by.zero, [&] { return packed(weight, by.zero); }).first;
+  const int64_t depth = round_up(K, 4), columns = round_up(N, LANES);
+  const auto* values = stored.const_data_ptr<int8_t>();
+  const auto* starts = reinterpret_cast<const int32_t*>(values + depth * columns);
+  const int64_t blocks = (M + BLOCK - 1) / BLOCK, threads = at::get_num_threads();
+  const int64_t cut = blocks >= 2 * threads ? 1 : std::min((2 * threads + blocks - 1) / std::max<int64_t>(blocks, 1), (columns + PANEL - 1) / PANEL);
+  const int64_t width = round_up((columns + cut - 1) / cut, WIDE * LANES);
+  at::parallel_for(0, blocks * cut, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint8_t> bytes;
+    std::vector<int32_t> sums(BLOCK * width);
+    float steps[BLOCK];
+    int64_t rounded = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / cut * BLOCK, count = std::min(BLOCK, M - first), column = task % cut * width;
+      if (column >= N) continue;
+      if (rounded != first) round_rows(bytes, steps, rows.const_data_ptr<float>() + first * K, count, K, depth, K, 1, by);
+      rounded = first;
+      const int64_t wide = std::min(width, columns - column);
+      const Columns part{depth, wide, columns, values + column * 4, starts + column};
+      multiply(bytes.data(), depth, count, K, 0, part, sums.data(), width);
+      for (int64_t i = 0; i < count; ++i)
+        write_scaled(sums.data() + i * width, std::min(wide, N - column), steps[i], scales.const_data_ptr<float>() + column,
+                     bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
+                     out.data_ptr<float>() + (first + i) * N + column);
+    }
+  });
+  return out;
+}
+
+const float* floats(const Tensor& t, int64_t b, int64_t h) {
+  return t.const_data_ptr<float>() + b * t.stride(0) + h * t.stride(1);
+}
+
+// softmax(score_scale · q·kᵀ + bias) · v: rows of q, k and the weights rounded on scales of their own, and columns of v.
+// q [B, H, S, D], k [B, H, T, D], v [B, H, T, E], float32 → float32 [B, H, S, E] that lies in memory as [B, S, H, E];
+// weights of 0 … weight_highest, the others of ±highest
+Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias, double score_scale,
+                      int64_t q_highest, int64_t k_highest, int64_t weight_highest, int64_t v_highest) {
+  TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && q.size(3) == k.size(3) && k.size(2) == v.size(2) &&
+                  q.sizes().slice(0, 2) == k.sizes().slice(0, 2) && q.sizes().slice(0, 2) == v.sizes().slice(0, 2) &&
+                  q.scalar_type() == at::kFloat && k.scalar_type() == at::kFloat && v.scalar_type() == at::kFloat,
+              "int8 attention of rows: shapes or types do not fit");
+  TORCH_CHECK(q.size(3) <= DEEPEST && k.size(2) <= DEEPEST, "int8 attention of rows: sums of so many products leave int32");
+  const int64_t B = q.size(0), H = q.size(1), S = q.size(2), D = q.size(3), T = k.size(2), E = v.size(3);
+  const Levels by_q(q_highest, true), by_k(k_highest, true), by_v(v_highest, true);
+  Tensor out = at::empty_strided({B, H, S, E}, {S * H * E, E, H * E, 1}, q.options());
+  const AddedScores added(bias, B, H, S, T);
+  const int64_t cut = parts(B * H, S), height = round_up((S + cut - 1) / cut, ROWS), depth = round_up(D, 4);
+  at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
+    Packed keys, values;
+    std::vector<uint8_t> bytes, queries, weights;
+    std::vector<float> shifts, k_steps, v_steps;
+    std::vector<int32_t> scores, sums;
+    float q_steps[BLOCK], w_steps[BLOCK];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
+      if (task == begin || task % cut == 0) {
+        k_steps.assign(round_up(T, LANES), 0);
+        v_steps.resize(E);
+        round_rows(bytes, k_steps.data(), floats(k, b, h), T, D, depth, k.stride(2), k.stride(3), by_k);
+        pack(keys, bytes.data(), D, T, 1, depth, 0, by_q.zero);
+        round_rows(bytes, v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
+        pack(values, bytes.data(), T, E, 1, T, 0, 0);
+        added.begin(shifts, keys.columns, b, h);
+        scores.resize(BLOCK * keys.columns);
+        weights.resize(BLOCK * keys.columns);
+        sums.resize(BLOCK * values.columns);
+      }
+      for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
+        const int64_t count = std::min({BLOCK, S - row, first + height - row});
+        round_rows(queries, q_steps, floats(q, b, h) + row * q.stride(2), count, D, depth, q.stride(2), q.stride(3), by_q);
+        multiply(queries.data(), depth, count, D, 0, keys.view(), scores.data(), keys.columns);
+        const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
+        for (int64_t i = 0; i < count; i += together) {
+          const Softmax by{static_cast<float>(score_scale) * LOG2_E, 0, static_cast<float>(weight_highest), q_steps + i,
+                           k_steps.data(), w_steps + i};
+          softmax(scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
+                  added.row(b, h, row + i), added.stride(), by, weights.data() + i * keys.columns);
+        }
+        multiply(weights.data(), keys.columns, count, T, 0, values.view(), sums.data(), values.columns);
+        for (int64_t i = 0; i < count; ++i)
+          write_scaled(sums.data() + i * values.columns, E, w_steps[i], v_steps.data(), nullptr,
+                       static_cast<float*>(at_row(out, b, h, row + i)));
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(octavo, m) {
+  m.def("int8_linear_rows(Tensor x, Tensor weight, Tensor scales, Tensor? bias, int highest, bool is_signed) -> Tensor");
+  m.def(
+      "int8_attention_rows(Tensor q, Tensor k, Tensor v, Tensor? bias, float score_scale, int q_highest, int k_highest, "
+      "int weight_highest, int v_highest) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(octavo, CPU, m) {
+  m.impl("int8_linear_rows", linear_rows);
+  m.impl("int8_attention_rows", attention_rows);
+}
