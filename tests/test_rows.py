@@ -10,10 +10,13 @@ from torch import Tensor, nn
 import octavo
 from conftest import Network
 from octavo.engines import available
+from octavo.engines.onnx import export_onnx
 from octavo.engines.rows import with_rows_scaled
+from octavo.engines.tensorrt import violations
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, capture
+from octavo.network.partial import keep_float
 from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
@@ -224,10 +227,10 @@ def test_the_scales_around_products_leave_the_names_of_operations() -> None:
 # ---- what comes after calibration
 
 
-@pytest.mark.parametrize("ranges", ["fixed", "learned"])
-def test_rows_are_trained_and_stored(ranges: str, tmp_path) -> None:
+@pytest.mark.parametrize(("ranges", "engine"), [("fixed", "reference"), ("learned", "openvino")])
+def test_rows_are_trained_and_stored(ranges: str, engine: str, tmp_path) -> None:
     x = torch.randn(4, 9, 32)
-    graph, params = planned(transformer(), x, engine="reference")
+    graph, params = planned(transformer(), x, engine=engine)
     module = trainable(graph, params, ranges=ranges)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-2)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
@@ -235,9 +238,26 @@ def test_rows_are_trained_and_stored(ranges: str, tmp_path) -> None:
     optimizer.step()
     assert any(not torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
     graph, params = trained(graph, params, module)
-    octavo.save(graph, params, tmp_path / "network", engine="reference")
-    wanted, found = simulate(graph, params)(x), octavo.load(tmp_path / "network")(x)
-    assert nearness(wanted, found) > 60
+    octavo.save(graph, params, tmp_path / "network", engine=engine)
+    loaded = octavo.load(tmp_path / "network")
+    assert nearness(simulate(graph, params)(x), loaded(x)) > 40
+    assert octavo.ran(loaded).in_float == ()
+
+
+def test_layers_are_left_in_float_one_by_one() -> None:
+    x = torch.randn(4, 9, 32)
+    graph, params = planned(transformer(), x)
+    part = keep_float(graph, params, ["up", "matmul"])
+    assert {quantizer.name for quantizer in params.plan.quantizers} - {q.name for q in part.plan.quantizers} == {
+        "up.input", "up.weight", "matmul.lhs", "matmul.rhs"
+    }  # fmt: skip
+    assert nearness(graph.module(x), simulate(graph, part)(x)) > nearness(graph.module(x), simulate(graph, params)(x))
+
+
+def test_tensorrt_reads_rows_as_arithmetic_around_a_product() -> None:
+    x = torch.randn(4, 9, 32)
+    graph, params = planned(transformer(), x, engine="tensorrt")
+    assert violations(export_onnx(graph, params)) == []
 
 
 @pytest.mark.parametrize("name", ["correct_bias", "refine_ranges", "learn_rounding", "equalize", "migrate"])

@@ -187,7 +187,7 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
     std::vector<uint8_t> bytes, queries, weights;
     std::vector<float> shifts, k_steps, v_steps;
     std::vector<int32_t> scores, sums;
-    float q_steps[BLOCK], w_steps[BLOCK];
+    float q_steps[BLOCK], w_steps[BLOCK], spoiled = 0;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
       if (task == begin || task % cut == 0) {
@@ -197,6 +197,8 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
         pack(keys, bytes.data(), D, T, 1, depth, 0, by_q.zero);
         round_rows(bytes, v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
         pack(values, bytes.data(), T, E, 1, T, 0, 0);
+        spoiled = 0;
+        for (int64_t n = 0; n < T; ++n) spoiled += 0 * k_steps[n];  // NaN, if one of them is
         added.begin(shifts, keys.columns, b, h);
         scores.resize(BLOCK * keys.columns);
         weights.resize(BLOCK * keys.columns);
@@ -214,8 +216,8 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
                   added.row(b, h, row + i), added.stride(), by, weights.data() + i * keys.columns);
         }
         multiply(weights.data(), keys.columns, count, T, 0, values.view(), sums.data(), values.columns);
-        for (int64_t i = 0; i < count; ++i)
-          write_scaled(sums.data() + i * values.columns, E, w_steps[i], v_steps.data(), nullptr,
+        for (int64_t i = 0; i < count; ++i)  // a query or key without numbers makes scores of none
+          write_scaled(sums.data() + i * values.columns, E, w_steps[i] + 0 * q_steps[i] + spoiled, v_steps.data(), nullptr,
                        static_cast<float*>(at_row(out, b, h, row + i)));
       }
     }
