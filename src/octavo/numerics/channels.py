@@ -22,6 +22,7 @@ MANTISSA = 7
 OCTAVES = 18
 SLOTS = 1 + (OCTAVES << MANTISSA)  # the first for zero and what is too small: 18 KiB of int64, twice with a sign
 _PARTS = 1 << (MANTISSA_BITS - MANTISSA)  # buckets of a `Histogram` in one of these
+_PART = np.arange(_PARTS)
 
 Keys = npt.NDArray[np.int64]
 
@@ -88,13 +89,15 @@ class ChannelHistogram:
         keys, counts = [np.zeros(1, dtype=np.int64)], [rows[:1, 0]]
         for row, sign, nearest, farthest in zip(rows, (0, NEGATIVE), (low, -high), (high, -low), strict=False):
             slots = np.flatnonzero(row[1:])
-            parts = ((slots + first)[:, None] * _PARTS) + np.arange(_PARTS)
-            inside = (parts >= bucket(max(nearest, 0.0))) & (parts <= bucket(max(farthest, 0.0)))
-            number = inside.sum(1, keepdims=True)
-            count = row[1:][slots][:, None]
-            spread = count // number + (np.cumsum(inside, 1) <= count % number)
+            parts = ((slots + first)[:, None] * _PARTS) + _PART
+            start, stop = (
+                np.clip(bucket(max(bound, 0.0)) + after - parts[:, :1], 0, _PARTS)
+                for bound, after in ((nearest, 0), (farthest, 1))
+            )
+            each, more = np.divmod(row[1:][slots][:, None], stop - start)
+            inside = (start <= _PART) & (stop > _PART)
             keys.append(parts[inside] + sign)
-            counts.append(spread[inside])
+            counts.append((each + (start + more > _PART))[inside])
         return Histogram.filled(np.concatenate(keys), np.concatenate(counts), (low, high))
 
     def state(self) -> dict[str, Tensor]:

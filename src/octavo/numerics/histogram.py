@@ -49,6 +49,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self._counts: Counts = np.zeros(0, dtype=np.int64)
+        self._keys: Counts | None = None  # of the buckets that hold anything, ascending, where that is known already
         self._bounds: tuple[float, float] | None = None
 
     @property
@@ -78,6 +79,7 @@ class Histogram:
         if bounds is None:
             return
         self._widen(bounds)  # makes room first: counting does not check that a bucket is there
+        self._keys = None
         count_into(self._counts, flat, SHIFT)
 
     def merge(self, other: "Histogram") -> "Histogram":
@@ -91,29 +93,27 @@ class Histogram:
 
     def buckets(self) -> Buckets:
         """The occupied buckets of the values; edges are cut to the exact minimum and maximum."""
-        keys = np.flatnonzero(self._counts)
-        negative = keys[keys >= NEGATIVE][::-1]
-        positive = keys[keys < NEGATIVE]
-        inner, outer = _edges(negative - NEGATIVE)
+        positive, negative = self._occupied()
+        inner, outer = _edges(negative[::-1] - NEGATIVE)
         low, high = _edges(positive)
         low, high = np.concatenate([-outer, low]), np.concatenate([-inner, high])
-        return self._cut(low, high, self._counts[np.concatenate([negative, positive])], self._bounds)
+        return self._cut(low, high, self._counts[np.concatenate([negative[::-1], positive])], self._bounds)
 
     def magnitudes(self) -> Buckets:
         """The occupied buckets of the absolute values; edges are cut to the exact range of |x|."""
-        counts = np.zeros(NEGATIVE, dtype=np.int64)
-        for half in (self._counts[:NEGATIVE], self._counts[NEGATIVE:]):
-            counts[: len(half)] += half
-        keys = np.flatnonzero(counts)
+        keys, negative = self._occupied()
+        counts = self._counts[keys]
+        if len(negative):
+            keys, counts = _summed(keys, counts, negative - NEGATIVE, self._counts[negative])
         low, high = _edges(keys)
         if self._bounds is None:
-            return self._cut(low, high, counts[keys], None)
+            return self._cut(low, high, counts, None)
         minimum, maximum = self._bounds
-        return self._cut(low, high, counts[keys], (max(0.0, minimum, -maximum), max(-minimum, maximum)))
+        return self._cut(low, high, counts, (max(0.0, minimum, -maximum), max(-minimum, maximum)))
 
     def state(self) -> dict[str, Tensor]:
         """Its contents as tensors, for safetensors: buckets int32 [k], counts int64 [k], bounds float64 [0 or 2]."""
-        keys = np.flatnonzero(self._counts)
+        keys = np.concatenate(self._occupied())
         return {
             "buckets": torch.from_numpy(keys.astype(np.int32)),
             "counts": torch.from_numpy(self._counts[keys]),
@@ -122,10 +122,11 @@ class Histogram:
 
     @classmethod
     def filled(cls, keys: Counts, counts: Counts, bounds: tuple[float, float]) -> Self:
-        """The histogram with these counts in these buckets, no two of them the same, of values within `bounds`."""
+        """The histogram with these counts in these buckets, which ascend, of values within `bounds`."""
         histogram = cls()
         histogram._widen(bounds)
         histogram._counts[keys] = counts
+        histogram._keys = keys[counts > 0]
         return histogram
 
     @classmethod
@@ -171,7 +172,15 @@ class Histogram:
         low, high = self._bounds = min(low, bounds[0]) + 0.0, max(high, bounds[1]) + 0.0  # +0.0 makes −0.0 zero
         last = bucket(high) if low >= 0 else bucket(low)
         if last >= len(self._counts):
-            self._counts = np.pad(self._counts, (0, last + 1 - len(self._counts)))
+            counts, self._counts = self._counts, np.zeros(last + 1, dtype=np.int64)
+            self._counts[: len(counts)] = counts
+
+    def _occupied(self) -> tuple[Counts, Counts]:
+        """The buckets that hold anything, ascending: of positive values and zero, and of negative ones."""
+        # numpy finds what is true four times as fast as what is not zero.
+        keys = np.flatnonzero(self._counts != 0) if self._keys is None else self._keys
+        first = np.searchsorted(keys, NEGATIVE)
+        return keys[:first], keys[first:]
 
     @staticmethod
     def _cut(low: Floats, high: Floats, counts: Counts, bounds: tuple[float, float] | None) -> Buckets:
@@ -217,6 +226,17 @@ def _flat(x: Tensor) -> Tensor:
 def bucket(x: float) -> int:
     """The bucket that x falls into."""
     return int(np.float32(x).view(np.uint32)) >> SHIFT
+
+
+def _summed(keys: Counts, counts: Counts, others: Counts, more: Counts) -> tuple[Counts, Counts]:
+    """What `keys` or `others` name, ascending, and its counts together."""
+    end = max(keys.max(initial=0), others.max(initial=0)) + 1
+    occupied, total = np.zeros(end, dtype=bool), np.zeros(end, dtype=np.int64)
+    total[keys] = counts
+    total[others] += more
+    occupied[keys] = occupied[others] = True
+    union = np.flatnonzero(occupied)
+    return union, total[union]
 
 
 def _edges(magnitude_keys: npt.NDArray[np.intp]) -> tuple[Floats, Floats]:

@@ -59,7 +59,7 @@ def mse(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     Raises QuantizationError if no value was seen, or negative ones for unsigned symmetric integers.
     """
     values = _values(histogram, scheme)
-    thresholds = _thresholds(histogram)
+    thresholds = _thresholds(histogram, values)
     for _ in range(2):
         best = int(np.argmin(expected_squared_error(values, Grid.of(histogram, scheme, thresholds))))
         chosen = float(thresholds[best])
@@ -82,7 +82,7 @@ def entropy(histogram: Histogram, scheme: Scheme = INT8) -> Range:
     smooth = without_atoms(values)
     if not len(smooth.counts):
         return max_range(histogram, scheme)
-    thresholds = _thresholds(histogram)
+    thresholds = _thresholds(histogram, values)
     lost = divergence(values, smooth, Grid.of(histogram, scheme, thresholds))
     best = len(thresholds) - 1 - int(np.argmin(lost[::-1]))  # of equals the widest: clip nothing without a gain
     return _range(histogram, scheme, float(thresholds[best]))
@@ -134,10 +134,14 @@ def candidates(lowest: float, highest: float) -> Floats:
     return thresholds
 
 
-def _thresholds(histogram: Histogram) -> Floats:
-    """Candidates from half the median of the nonzero |x| up to the largest, ascending, each the same factor apart."""
+def _thresholds(histogram: Histogram, values: Buckets) -> Floats:
+    """Candidates from half the median of the nonzero |x| up to the largest, ascending, each the same factor apart.
+
+    values  its buckets, or those of |x|: the same if none is negative
+    """
     largest = _largest(histogram)
-    median = _quantile(nonzero(histogram.magnitudes()), 0.5)
+    magnitudes = histogram.magnitudes() if values.low[0] < 0 else values
+    median = _quantile(nonzero(magnitudes), 0.5)
     if median == 0:
         return np.array([largest])
     return candidates(min(median, largest) / 2, largest)
@@ -149,5 +153,6 @@ def _quantile(values: Buckets, share: float) -> float:
         return 0.0
     sums = np.cumsum(values.counts)
     rank = share * (float(sums[-1]) - 1)
-    below, above = (values.centres[np.searchsorted(sums, r, side="right")] for r in (np.floor(rank), np.ceil(rank)))
+    ranks = np.searchsorted(sums, [np.floor(rank), np.ceil(rank)], side="right")
+    below, above = (values.low[ranks] + values.high[ranks]) / 2
     return float(below + (above - below) * (rank - np.floor(rank)))
