@@ -137,6 +137,14 @@ def held_out(batches: int) -> int:
     return max(1, batches // 4) if batches > 1 else 0
 
 
+def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Σ over tensors of Σ (wanted − found)² / Σ wanted²."""
+    return sum(
+        float((want.double() - have.double()).square().sum() / want.double().square().sum().clamp(min=1e-30))
+        for want, have in zip(wanted, found, strict=True)
+    )
+
+
 def walk(graph: Graph, params: Params, batches: Iterable[Any], fix: Fix) -> tuple[Graph, Params]:
     """`graph` and `params` as `fix` leaves them, called once for every quantized operation in data-flow order.
 
@@ -215,11 +223,7 @@ class _Judge:
     def _error(self, number: int, values: Sequence[Mapping[Node, Any]]) -> float:
         """Of the network's outputs, if `nodes[number]` and all that follow are computed from these values."""
         found = [self._finished(number, known) for known in values]
-        return sum(
-            float((want.double() - have.double()).square().sum() / want.double().square().sum().clamp(min=1e-30))
-            for wanted, returned in zip(self.wanted, found, strict=True)
-            for want, have in zip(wanted, returned, strict=True)
-        )
+        return sum(relative_error(wanted, returned) for wanted, returned in zip(self.wanted, found, strict=True))
 
     def _finished(self, number: int, values: Mapping[Node, Any]) -> list[Tensor]:
         known = dict(values)

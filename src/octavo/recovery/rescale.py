@@ -1,7 +1,6 @@
 """Repairs that move scale between tensors, channel by channel: the float function stays, the rounding changes."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,11 +8,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.arguments import checked
-from octavo.network.calibrate import Params, choose_params, method_of, observe
+from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
-from octavo.network.plan import make_plan
+from octavo.recovery.moves import Move, keep_what_helps
 from octavo.recovery.stepwise import read_again, run
 
 aten = torch.ops.aten
@@ -35,16 +34,20 @@ def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Grap
     """Give each channel between two layers the same range in both weights (Nagel et al. 2019, §4.1).
 
     W₁ᵢ / sᵢ and W₂ᵢ · sᵢ with sᵢ = √(max|W₁ᵢ| / max|W₂ᵢ|), where ReLU, a leaky one, or pooling alone lies between. A
-    ReLU6 is not passed: its 6 would have to move too.
+    ReLU6 is not passed: its 6 would have to move too. Pairs of layers that are not better off on batches held out keep
+    their weights: see `keep_what_helps`.
     """
-    batches = read_again(batches, "equalize the channels of a network")
+    batches = list(read_again(batches, "equalize the channels of a network"))
     own = clone(graph)
     pairs = list(_pairs(own))
+    total = [torch.ones(()) for _ in pairs]
     for _ in range(SWEEPS):
-        moved = [_equalize(own, first, second) for first, second in pairs]
-        if max(moved, default=0.0) < SETTLED:
+        moved = [_balance(own, first, second) for first, second in pairs]
+        total = [one * by for one, by in zip(total, moved, strict=True)]
+        if max((float(by.log().abs().max()) for by in moved), default=0.0) < SETTLED:
             break
-    return _calibrated(own, params, batches) if pairs else (graph, params)
+    moves = [_equalization(own, first, second, by) for (first, second), by in zip(pairs, total, strict=True)]
+    return keep_what_helps(graph, params, batches, moves) if moves else (graph, params)
 
 
 def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
@@ -90,20 +93,36 @@ def _inputs_axis(graph: Graph, layer: Node) -> int | None:
     return 0 if weight.shape[1] == 1 and weight.shape[0] == groups else None
 
 
-def _equalize(graph: Graph, first: Node, second: Node) -> float:
-    """Move the scale of each channel between the two; by how much at most, as |ln s|."""
+def _balance(graph: Graph, first: Node, second: Node) -> Tensor:
+    """Move the scale of each channel between the two; s, [channels]."""
     one, two = _weight(graph, first), _weight(graph, second)
     axis = _inputs_axis(graph, second)
     assert axis is not None
     ranges = [one.flatten(1).abs().amax(1), two.movedim(axis, 0).flatten(1).abs().amax(1)]
     dead = (ranges[0] == 0) | (ranges[1] == 0)
     by = (ranges[0] / ranges[1]).sqrt().masked_fill(dead, 1.0).clamp(1 / LARGEST, LARGEST)
-    with torch.no_grad():
-        one.div_(_facing(by, one, 0))
-        two.mul_(_facing(by, two, axis))
-        if len(first.args) > 2 and isinstance(first.args[2], Node):
-            attribute(graph.module, first.args[2]).div_(by)
-    return float(by.log().abs().max())
+    _shift(graph, first, second, by)
+    return by
+
+
+def _shift(graph: Graph, first: Node, second: Node, by: Tensor) -> None:
+    """What the first layer returns is divided by `by`, and the weight of the second multiplied."""
+    one, two, axis = _weight(graph, first), _weight(graph, second), _inputs_axis(graph, second)
+    assert axis is not None
+    one.div_(_facing(by, one, 0))
+    two.mul_(_facing(by, two, axis))
+    if len(first.args) > 2 and isinstance(first.args[2], Node):
+        attribute(graph.module, first.args[2]).detach().div_(by)
+
+
+def _equalization(graph: Graph, first: Node, second: Node, by: Tensor) -> Move:
+    def make(other: Graph) -> None:
+        nodes = _by_name(other)
+        _shift(other, nodes[first.name], nodes[second.name], by)
+
+    weight = _weight(graph, first)
+    divided = {first.name: by.reshape(-1, *[1] * (weight.ndim - 2))}  # channels lie before the axes of an image
+    return Move(make=make, readers=(second.name,), divided=divided)
 
 
 @checked
@@ -111,23 +130,31 @@ def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph
     """Move outlying channels between a layer-norm and the linears that read it into their weights (Xiao et al. 2023).
 
     sⱼ = max|xⱼ|^α / max|Wⱼ|^(1−α). The layer-norm's own parameters take 1 / s, where linears alone read it; elsewhere a
-    multiplication stands before the linears.
+    multiplication stands before the linears. Norms whose linears are not better off on batches held out keep their
+    outliers: see `keep_what_helps`.
     """
-    batches = read_again(batches, "migrate outliers into weights")
-    own = clone(graph)
-    norms = dict(_normalised(own))
-    largest = _largest_inputs(graph, {norm.name for norm in norms}, batches)
-    for norm, linears in norms.items():
-        weights = torch.stack([_weight(own, linear).abs().amax(0) for linear in linears]).amax(0)
-        by = (largest[norm.name] ** SHARE / weights ** (1 - SHARE)).masked_fill(weights == 0, 1.0)
-        by = by.masked_fill(largest[norm.name] == 0, 1.0).clamp(1 / LARGEST, LARGEST)
-        with torch.no_grad():
-            for linear in linears:
-                _weight(own, linear).mul_(by)
-        _divide(own, norm, linears, by)
-    own.module.graph.lint()
-    own.module.recompile()
-    return _calibrated(own, params, batches) if norms else (graph, params)
+    batches = list(read_again(batches, "migrate outliers into weights"))
+    norms = list(_normalised(graph))
+    largest = _largest_inputs(graph, {norm.name for norm, _ in norms}, batches)
+    moves = [_migration(graph, norm, linears, largest[norm.name]) for norm, linears in norms]
+    return keep_what_helps(graph, params, batches, moves) if moves else (graph, params)
+
+
+def _migration(graph: Graph, norm: Node, linears: list[Node], largest: Tensor) -> Move:
+    """largest  max|x| of each channel of the norm, [channels]."""
+    weights = torch.stack([_weight(graph, linear).abs().amax(0) for linear in linears]).amax(0)
+    by = (largest**SHARE / weights ** (1 - SHARE)).masked_fill(weights == 0, 1.0)
+    by = by.masked_fill(largest == 0, 1.0).clamp(1 / LARGEST, LARGEST)
+    names = tuple(linear.name for linear in linears)
+
+    def make(other: Graph) -> None:
+        nodes = _by_name(other)
+        own = [nodes[name] for name in names]
+        for linear in own:
+            _weight(other, linear).mul_(by)
+        _divide(other, nodes[norm.name], own, by)
+
+    return Move(make=make, readers=names)
 
 
 def _normalised(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
@@ -166,12 +193,8 @@ def _largest_inputs(graph: Graph, names: set[str], batches: Iterable[Any]) -> di
     return largest
 
 
-def _calibrated(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
-    """`graph`, whose values have other ranges now, with scales by the same method; notes on the old ones go."""
-    plan = make_plan(graph, params.plan.rules, target=params.plan.target)
-    chosen = choose_params(graph, plan, observe(graph, plan, batches), method_of(params))
-    kept = tuple(note for note in params.notes if note.partition(": range ")[0] not in params.values)
-    return graph, replace(chosen, notes=(*kept, *chosen.notes))
+def _by_name(graph: Graph) -> dict[str, Node]:
+    return {node.name: node for node in graph.module.graph.nodes}
 
 
 def _weight(graph: Graph, layer: Node) -> Tensor:

@@ -1,0 +1,156 @@
+"""Moves of scale between tensors, of which those stay that help: judged together, and where that fails one by one.
+
+A move leaves the float function as it is, so what the float network returned before judges the rounded one after it: at
+the layers that read what was moved, and at the network's output. A layer whose own output was moved in turn is compared
+with the move taken back. Between the two layers of a move nothing is compared: what is lost there shows at the second.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from octavo.network.calibrate import Params, choose_params, method_of, observe
+from octavo.network.graph import Graph, clone
+from octavo.network.plan import make_plan
+from octavo.network.ranks import gathered, together
+from octavo.network.simulate import simulate
+from octavo.recovery.lockstep import held_out, relative_error
+from octavo.recovery.stepwise import Values, call, run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Move:
+    """One move.
+
+    make     changes a graph in place: it finds the nodes by their names
+    readers  the layers that read what is moved
+    divided  {layer: what its output is divided by, in a shape that broadcasts against it}
+    """
+
+    make: Callable[[Graph], None]
+    readers: tuple[str, ...]
+    divided: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trial:
+    """A network with some of the moves, and its errors on what judges: the network's, and each layer's."""
+
+    graph: Graph
+    params: Params
+    network: float
+    layers: Mapping[str, float]
+
+    def helps(self, before: "_Trial", move: Move) -> bool:
+        """Whether the layers that read what this move moved are nearer to float than before."""
+        return sum(self.layers[name] for name in move.readers) < sum(before.layers[name] for name in move.readers)
+
+
+def keep_what_helps(
+    graph: Graph, params: Params, batches: Iterable[Any], moves: Sequence[Move]
+) -> tuple[Graph, Params]:
+    """`graph` with those of `moves` that bring its rounded outputs nearer to float; what was given if none does.
+
+    Ranges are calibrated on all batches by the method of `params`; the last quarter of them, at least one, judges (see
+    `held_out`; a single batch does both). First all moves are tried, then those whose layers gained by that. If either
+    brings the network nearer, and every layer concerned, that is all. Else each move is tried by itself, in the order
+    of the data flow, on top of those that were kept. A trial costs one pass over the batches and a run of the rounded
+    network on those that judge: 1 where all moves help, at most their number and 2 more.
+
+    raises  QuantizationError for a method that was not saved with `params`
+    """
+    with together():
+        judge = _Judge.of(graph, params, list(batches), moves)
+        given = judge.trial((), given=True)
+        tried = list(moves)
+        for _ in range(2):
+            found = judge.trial(tried)
+            gained = [move for move in tried if found.helps(given, move)]
+            if len(gained) == len(tried) and judge.nearer(found, given):
+                return found.graph, found.params
+            if not 0 < len(gained) < len(tried):
+                break
+            tried = gained
+        best = judge.one_by_one(given, moves) if len(moves) > 1 else given
+    return best.graph, best.params
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judge:
+    """What judges moves.
+
+    wanted  of the float network, for each batch that judges: what it returns, and the outputs of layers
+    """
+
+    graph: Graph
+    params: Params
+    batches: Sequence[Any]
+    heard: Sequence[Any]
+    wanted: Sequence[tuple[list[Tensor], dict[str, Tensor]]]
+
+    @staticmethod
+    def of(graph: Graph, params: Params, batches: Sequence[Any], moves: Sequence[Move]) -> "_Judge":
+        names, heard = {name for move in moves for name in move.readers}, batches[-held_out(len(batches)) :]
+        wanted = [_values(graph, batch, names) for batch in heard]
+        return _Judge(graph=graph, params=params, batches=batches, heard=heard, wanted=wanted)
+
+    def trial(self, moves: Sequence[Move], *, given: bool = False) -> _Trial:
+        """The network with these moves, and ranges for it; what was given as it is if `given`."""
+        graph, params = (self.graph, self.params) if given else _moved(self.graph, self.params, self.batches, moves)
+        divided = {name: by for move in moves for name, by in move.divided.items()}
+        network, names = 0.0, list(self.wanted[0][1])
+        layers = [0.0] * len(names)
+        module = replace(graph, module=simulate(graph, params))
+        for batch, (returned, outputs) in zip(self.heard, self.wanted, strict=True):
+            found, values = _values(module, batch, outputs.keys())
+            network += relative_error(returned, found)
+            for number, name in enumerate(names):
+                layers[number] += relative_error([outputs[name]], [values[name] * divided.get(name, 1.0)])
+        # Under torchrun every rank has its own batches, and all must decide alike.
+        network, *layers = map(math.fsum, zip(*gathered([network, *layers]), strict=True))
+        return _Trial(graph=graph, params=params, network=network, layers=dict(zip(names, layers, strict=True)))
+
+    def nearer(self, one: _Trial, other: _Trial) -> bool:
+        """Whether the network of `one` is nearer to float; one that returns integers alone has no distance."""
+        return one.network < other.network or not any(returned for returned, _ in self.wanted)
+
+    def one_by_one(self, best: _Trial, moves: Sequence[Move]) -> _Trial:
+        kept: list[Move] = []
+        for move in moves:
+            found = self.trial([*kept, move])
+            if found.helps(best, move) and self.nearer(found, best):
+                best, kept = found, [*kept, move]
+        return best
+
+
+def _moved(graph: Graph, params: Params, batches: Iterable[Any], moves: Sequence[Move]) -> tuple[Graph, Params]:
+    """A copy with these moves, with scales for what it holds now by the same method; notes on the old ranges go."""
+    own = clone(graph)
+    for move in moves:
+        move.make(own)
+    own.module.graph.lint()
+    own.module.recompile()
+    plan = make_plan(own, params.plan.rules, target=params.plan.target)
+    chosen = choose_params(own, plan, observe(own, plan, batches), method_of(params))
+    kept = tuple(note for note in params.notes if note.partition(": range ")[0] not in params.values)
+    return own, replace(chosen, notes=(*kept, *chosen.notes))
+
+
+def _values(graph: Graph, batch: Any, names: Iterable[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """(the real numbers that the network returns, what these layers do) for one batch."""
+
+    def call_one(node: Node, values: Values) -> Any:
+        if node.op == "call_module":  # a rounding of the simulation
+            return graph.module.get_submodule(str(node.target))(values[node.args[0]])  # type: ignore[index]
+        return call(node, values)
+
+    with torch.no_grad():
+        known = run(graph, batch, call_one)
+    by_name = {node.name: value for node, value in known.items()}
+    leaves = by_name["output"]
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], {n: by_name[n] for n in names}
