@@ -19,11 +19,12 @@ import octavo
 from octavo.network.edit import emit, is_constant, is_floating
 from octavo.network.graph import Graph
 from octavo.network.join import joined
-from octavo.network.operations import never_negative, operands, operation, preserves_values
+from octavo.network.operations import operands, operation, preserves_values
 from octavo.network.outputs import _readers
 from octavo.network.plan import make_plan
 from octavo.network.residual import residual_additions
 from octavo.network.share import _crossed, _is_part
+from octavo.network.signs import never_negative
 from octavo.network.target import TARGETS
 from octavo.numerics import Scheme
 

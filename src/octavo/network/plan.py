@@ -20,7 +20,6 @@ from octavo.network.operations import (
     Operation,
     float_only,
     lone_channels,
-    never_negative,
     operands,
     operation,
 )
@@ -29,6 +28,7 @@ from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
 from octavo.network.schemes import is_convolved, is_own, scheme_of
 from octavo.network.share import Edge, Read, shared_reads
+from octavo.network.signs import never_negative
 from octavo.network.target import Target, target_named
 from octavo.numerics.scheme import Scheme
 
