@@ -1,4 +1,4 @@
-"""Moves of scale between tensors, of which those stay that help: judged together, and where that fails one by one.
+"""Moves of scale between tensors, of which those stay that help: judged together, and where that fails in halves.
 
 A move leaves the float function as it is, so what the float network returned before judges the rounded one after it: at
 the layers that read what was moved, and at the network's output. A layer whose own output was moved in turn is compared
@@ -6,6 +6,7 @@ with the move taken back. Between the two layers of a move nothing is compared: 
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,8 @@ from octavo.network.ranks import gathered, together
 from octavo.network.simulate import simulate
 from octavo.recovery.lockstep import held_out, relative_error
 from octavo.recovery.stepwise import Values, call, run
+
+MOST_TRIALS = 8  # of halves, quarters, …
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,9 +61,9 @@ def keep_what_helps(
 
     Ranges are calibrated on all batches by the method of `params`; the last quarter of them, at least one, judges (see
     `held_out`; a single batch does both). First all moves are tried, then those whose layers gained by that. If either
-    brings the network nearer, and every layer concerned, that is all. Else each move is tried by itself, in the order
-    of the data flow, on top of those that were kept. A trial costs one pass over the batches and a run of the rounded
-    network on those that judge: 1 where all moves help, at most their number and 2 more.
+    brings the network nearer, and every layer concerned, that is all. Else halves are tried, on top of what was kept,
+    and halves of those that did not help, MOST_TRIALS in all; what was not tried is not made. A trial costs one pass
+    over the batches and a run of the rounded network on those that judge.
 
     raises  QuantizationError for a method that was not saved with `params`
     """
@@ -76,7 +79,7 @@ def keep_what_helps(
             if not 0 < len(gained) < len(tried):
                 break
             tried = gained
-        best = judge.one_by_one(given, moves) if len(moves) > 1 else given
+        best = judge.in_halves(given, moves)
     return best.graph, best.params
 
 
@@ -119,13 +122,25 @@ class _Judge:
         """Whether the network of `one` is nearer to float; one that returns integers alone has no distance."""
         return one.network < other.network or not any(returned for returned, _ in self.wanted)
 
-    def one_by_one(self, best: _Trial, moves: Sequence[Move]) -> _Trial:
+    def in_halves(self, best: _Trial, moves: Sequence[Move]) -> _Trial:
+        """The best network that is found with some of `moves`, which did not help together."""
         kept: list[Move] = []
-        for move in moves:
-            found = self.trial([*kept, move])
-            if found.helps(best, move) and self.nearer(found, best):
-                best, kept = found, [*kept, move]
+        waiting = deque(_halves(moves))
+        for _ in range(MOST_TRIALS):
+            if not waiting:
+                break
+            tried = waiting.popleft()
+            found = self.trial([*kept, *tried])
+            if all(found.helps(best, move) for move in tried) and self.nearer(found, best):
+                best, kept = found, [*kept, *tried]
+            else:
+                waiting += _halves(tried)
         return best
+
+
+def _halves(moves: Sequence[Move]) -> list[Sequence[Move]]:
+    middle = len(moves) // 2
+    return [moves[:middle], moves[middle:]] if len(moves) > 1 else []
 
 
 def _moved(graph: Graph, params: Params, batches: Iterable[Any], moves: Sequence[Move]) -> tuple[Graph, Params]:
