@@ -3,9 +3,10 @@
     python -m benchmarks.ablation --json benchmarks/results/ablation.json --networks yolox_nano,deeplab
 
 The steps: float → one scale for each tensor → one for each channel in front of depthwise convolutions (the default)
-→ repairs. Repairs start from the best calibration with scales of channels; each of `octavo.REPAIRS` is tried in turn
-and kept if the metric is better for it, as `octavo.quantize` searches, on the calibration samples that it takes. So the
-best method and the repairs are chosen by the samples that score them, which is a little too kind; NNCF has no choice.
+→ repairs. Repairs start from the best calibration with scales of channels; each of `octavo.REPAIRS` (or of `--repairs`)
+is tried in turn and kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So
+the best method and the repairs are chosen by the samples that score them, which is a little too kind. NNCF, beside
+them by default and with its mixed preset, chooses nothing.
 
 The record is written after every row, and rows that it has are not measured again. `drop` is what is lost against
 float; its interval (95 %, paired bootstrap) is there where a resample of the samples has a metric.
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,14 +82,14 @@ class Ablation:
     scored: Scored
     record: Record
     float_network: Any = field(init=False)
+    example: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.float_network = self.scored.build()
+        self.float_network, self.example = self.scored.build(), self.scored.calibration()[0]
 
     @cached_property
     def graph(self) -> Graph:
-        example = self.scored.calibration()[0]
-        return octavo.capture(self.float_network, example, dynamic_axes=self.scored.dynamic_axes)
+        return octavo.capture(self.float_network, self.example, dynamic_axes=self.scored.dynamic_axes)
 
     @cached_property
     def reference(self) -> Tensor:
@@ -110,7 +112,7 @@ class Ablation:
             row |= {"low": lost.low, "high": lost.high}
         return row
 
-    def measure(self, engines: Sequence[str], methods: Sequence[str]) -> None:
+    def measure(self, engines: Sequence[str], methods: Sequence[str], repairs: Sequence[str]) -> None:
         """All rows of the network."""
         self.record.add(lambda: self.whole, network=self.name, engine="torch", step="float")
         if "openvino" in engines and self.record.peers.exists():
@@ -122,15 +124,17 @@ class Ablation:
                 for method in methods:
                     facts = {"network": self.name, "engine": engine, "step": step, "method": method}
                     self.record.add(lambda one=one, method=method: one.calibrated(method), **facts)
-            facts = {"network": self.name, "engine": engine, "step": "repairs"}
-            self.record.add(lambda one=steps["channel"], engine=engine: self.repaired(one, engine, methods), **facts)
+            if repairs:
+                facts = {"network": self.name, "engine": engine, "step": "repairs"}
+                self.record.add(lambda one=steps["channel"]: self.repaired(one, methods, repairs), **facts)
 
     def by_nncf(self, step: str) -> dict[str, Any]:
-        return self.judged(quantized_by_nncf(self.graph, self.scored, step, self.record.peers))
+        return self.judged(quantized_by_nncf(self.float_network, self.graph, self.scored, step, self.record.peers))
 
-    def repaired(self, step: "Step", engine: str, methods: Sequence[str]) -> dict[str, Any]:
+    def repaired(self, step: "Step", methods: Sequence[str], repairs: Sequence[str]) -> dict[str, Any]:
         """The row of the best calibration with those repairs that the metric kept, and the metric of each trial."""
-        rows = [self.record.find(network=self.name, engine=engine, step="channel", method=method) for method in methods]
+        facts = {"network": self.name, "engine": step.engine, "step": "channel"}
+        rows = [self.record.find(**facts, method=method) for method in methods]
         sound = [row for row in rows if row is not None and "value" in row]
         if not sound:
             raise QuantizationError(asked="repair", seen="no calibration was measured", remedy="look at their rows")
@@ -138,7 +142,7 @@ class Ablation:
         state, batches = (self.graph, step.params(best["method"])), for_repairs(self.graph, self.scored.calibration())
         kept, tried = list[str](), dict[str, float]()
         row = {key: value for key, value in best.items() if key not in FACTS}
-        for name in octavo.REPAIRS:
+        for name in repairs:
             torch.manual_seed(0)
             found = octavo.repair(*state, batches, [name])
             now = step.deployed(*found)
@@ -209,6 +213,9 @@ def main(
     networks: Annotated[str, typer.Option(help="comma-separated")] = ",".join(SCORED),
     methods: Annotated[str, typer.Option(help="of calibration, comma-separated")] = "max,entropy,99.99",
     engines: Annotated[str, typer.Option(help="comma-separated")] = "openvino,onnxruntime,inductor",
+    repairs: Annotated[str, typer.Option(help="in this order; an empty list leaves the step out")] = ",".join(
+        octavo.REPAIRS
+    ),
     peers: Annotated[Path, typer.Option(help="python of the peers' environment")] = Path(".peers/bin/python"),
 ) -> None:
     """Measure every step of every network, and write the record."""
@@ -216,11 +223,12 @@ def main(
     if not peers.exists():
         CONSOLE.print(f"NNCF is left out: {peers} is not there; make peers", style="red")
     record = Record(path=json_out, rows=rows, peers=peers)
+    asked = [[one for one in option.split(",") if one] for option in (engines, methods, repairs)]
     for name in networks.split(","):
         torch.manual_seed(0)
         try:
-            Ablation(name=name, scored=SCORED[name](), record=record).measure(engines.split(","), methods.split(","))
-        except QuantizationError as error:  # data or a package is not here
+            Ablation(name=name, scored=SCORED[name](), record=record).measure(*asked)
+        except (QuantizationError, PackageNotFoundError) as error:  # data or a package is not here
             CONSOLE.print(f"{name} is left out: {error}", style="red", highlight=False)
     show(record.rows)
 

@@ -1,4 +1,7 @@
-"""Networks with labelled data that the zoo does not have, and the zoo's, under one roof: `SCORED[name]()`."""
+"""Networks with labelled data that the zoo does not have, and the zoo's, under one roof: `SCORED[name]()`.
+
+Weights and data lie in `OCTAVO_DATA`; `requirements.txt` lists the packages that read them, beside those of the zoo.
+"""
 
 from collections.abc import Callable
 from functools import partial
