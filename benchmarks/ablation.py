@@ -116,7 +116,7 @@ class Ablation:
         """All rows of the network."""
         self.record.add(lambda: self.whole, network=self.name, engine="torch", step="float")
         if "openvino" in engines and self.record.peers.exists():
-            for step in PRESETS:
+            for step in list(PRESETS)[: 1 if self.scored.transformer else None]:  # of transformers mixed is the default
                 self.record.add(lambda step=step: self.by_nncf(step), network=self.name, engine="openvino", step=step)
         for engine in engines:
             steps = {step: Step(self, engine, channels) for step, channels in CHANNELS.items()}
@@ -173,6 +173,11 @@ class Step:
         return octavo.choose_params(self.ablation.graph, self.plan, self.stats, method)
 
     def calibrated(self, method: str) -> dict[str, Any]:
+        """The row of one method. Where nothing has a scale for each channel, that of one scale for each tensor."""
+        facts = {"network": self.ablation.name, "engine": self.engine, "step": "tensor", "method": method}
+        known = self.ablation.record.find(**facts)
+        if self.channels and known is not None and not any(_with_channels(self.plan)):
+            return {key: value for key, value in known.items() if key not in FACTS} | {"same_plan_as": "tensor"}
         return self.deployed(self.ablation.graph, self.params(method))
 
     def deployed(self, graph: Graph, params: Params) -> dict[str, Any]:
@@ -181,7 +186,7 @@ class Step:
             warnings.simplefilter("always")
             network = octavo.compile(graph, params, engine=self.engine)
         row = self.ablation.judged(network)
-        row["scales_of_channels"] = sum(1 for _ in _with_channels(params))
+        row["scales_of_channels"] = sum(1 for _ in _with_channels(params.plan))
         row["layers"] = len(params.plan.coverage.layers)
         row["in_float"] = list(octavo.ran(network).in_float)
         if heard:
@@ -189,9 +194,9 @@ class Step:
         return row
 
 
-def _with_channels(params: Params) -> Iterator[Any]:
+def _with_channels(plan: octavo.Plan) -> Iterator[octavo.Quantizer]:
     """Quantizers of activations that have an axis."""
-    return (one for one in params.plan.quantizers if not one.constant and one.scheme.axis is not None)
+    return (one for one in plan.quantizers if not one.constant and one.scheme.axis is not None)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

