@@ -3,10 +3,11 @@
     python -m benchmarks.ablation --json benchmarks/results/ablation.json --networks yolox_nano,deeplab
 
 The steps: float → one scale for each tensor → one for each channel in front of depthwise convolutions (the default)
-→ repairs. Repairs start from the best calibration with scales of channels; each of `octavo.REPAIRS` (or of `--repairs`)
-is tried in turn and kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So
-the best method and the repairs are chosen by the samples that score them, which is a little too kind. NNCF, beside
-them by default and with its mixed preset, chooses nothing.
+→ repairs; and, where linears and matmuls are most of the network, rows on scales taken while it runs. Repairs start
+from the best calibration with scales of channels; each of `octavo.REPAIRS` (or of `--repairs`) is tried in turn and
+kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So the best method and
+the repairs are chosen by the samples that score them, which is a little too kind. NNCF, beside them by default and with
+its mixed preset, chooses nothing.
 
 The record is written after every row, and rows that it has are not measured again. `drop` is what is lost against
 float; its interval (95 %, paired bootstrap) is there where a resample of the samples has a metric.
@@ -34,12 +35,18 @@ from benchmarks.latency import peer_versions
 from benchmarks.peer_networks import PRESETS, PeerError, quantized_by_nncf
 from octavo import Graph, Params, QuantizationError
 from octavo.machine import machine, versions
-from octavo.network.target import target_for
+from octavo.network.target import Target, by_rows, target_for
 from octavo.recovery.evaluate import paired_interval
 from octavo.workflow.calibration import for_repairs
+from octavo.workflow.rungs import mostly_rows
 
 CONSOLE = Console()
-CHANNELS = {"tensor": False, "channel": True}  # step: whether there are scales of channels
+Change = Callable[[Target], Target]
+STEPS: dict[str, Change] = {  # what each makes of an engine's target
+    "tensor": lambda target: replace(target, channels=False),
+    "channel": lambda target: target,
+    "rows": by_rows,
+}
 FACTS = ("network", "engine", "step", "method")  # which tell rows apart; the repairs' method is found by measuring
 
 
@@ -119,9 +126,9 @@ class Ablation:
             for step in list(PRESETS)[: 1 if self.scored.transformer else None]:  # of transformers mixed is the default
                 self.record.add(lambda step=step: self.by_nncf(step), network=self.name, engine="openvino", step=step)
         for engine in engines:
-            steps = {step: Step(self, engine, channels) for step, channels in CHANNELS.items()}
+            steps = {step: Step(self, engine, change) for step, change in STEPS.items()}
             for step, one in steps.items():
-                for method in methods:
+                for method in methods if step != "rows" or mostly_rows(one.plan) else ():
                     facts = {"network": self.name, "engine": engine, "step": step, "method": method}
                     self.record.add(lambda one=one, method=method: one.calibrated(method), **facts)
             if repairs:
@@ -155,15 +162,15 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Step:
-    """The network planned for one engine, with scales of channels or without."""
+    """The network planned for one engine, as `change` has its target."""
 
     ablation: Ablation
     engine: str
-    channels: bool
+    change: Change
 
     @cached_property
     def plan(self) -> octavo.Plan:
-        return octavo.make_plan(self.ablation.graph, target=replace(target_for(self.engine), channels=self.channels))
+        return octavo.make_plan(self.ablation.graph, target=self.change(target_for(self.engine)))
 
     @cached_property
     def stats(self) -> octavo.Stats:
@@ -176,7 +183,8 @@ class Step:
         """The row of one method. Where nothing has a scale for each channel, that of one scale for each tensor."""
         facts = {"network": self.ablation.name, "engine": self.engine, "step": "tensor", "method": method}
         known = self.ablation.record.find(**facts)
-        if self.channels and known is not None and not any(_with_channels(self.plan)):
+        rows = any(quantizer.scheme.rows for quantizer in self.plan.quantizers)
+        if known is not None and not rows and not any(_with_channels(self.plan)):
             return {key: value for key, value in known.items() if key not in FACTS} | {"same_plan_as": "tensor"}
         return self.deployed(self.ablation.graph, self.params(method))
 
@@ -196,7 +204,8 @@ class Step:
 
 def _with_channels(plan: octavo.Plan) -> Iterator[octavo.Quantizer]:
     """Quantizers of activations that have an axis."""
-    return (one for one in plan.quantizers if not one.constant and one.scheme.axis is not None)
+    found = (one for one in plan.quantizers if not one.constant and not one.scheme.rows)
+    return (one for one in found if one.scheme.axis is not None)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:

@@ -66,6 +66,20 @@ def test_every_number_of_bits_and_of_threads(highest: int, signed: bool, threads
     close(found, linear(x, weight, scales, bias, highest, signed), bias)
 
 
+@pytest.mark.parametrize(("post", "function"), [("relu", torch.relu), ("gelu", torch.nn.functional.gelu)])
+def test_activations(post: str, function) -> None:
+    x, weight = torch.randn(30, 40), torch.randint(-127, 128, (50, 40), dtype=torch.int8)
+    scales, bias = torch.logspace(-5, 1, 50), torch.randn(50)
+    wanted = function(linear(x, weight, scales, bias, 127, True))
+    found = torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, post)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-6
+    assert float((found - wanted).abs()[wanted.abs() < 6].max()) < 3e-6
+    x[3] = math.nan
+    assert torch.isnan(torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, post)[3]).all()
+    with pytest.raises(RuntimeError, match="it has no tanh"):
+        torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, "tanh")
+
+
 def test_sums_as_deep_as_int32_allows() -> None:
     """127 · 127 · 133 000 is just below 2³¹; unsigned bytes 128 higher would pass it, and come back."""
     deep = 133_000

@@ -20,7 +20,7 @@ from octavo.network.graph import Graph, capture
 from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
 from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate
-from octavo.network.target import TARGETS, Target
+from octavo.network.target import TARGETS, Target, by_rows
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
 from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.recovery.finetune import Trained, finetune, fit
@@ -62,6 +62,7 @@ __all__ = [
     "Trained",
     "agreement",
     "available",
+    "by_rows",
     "capture",
     "choose_engine",
     "choose_params",

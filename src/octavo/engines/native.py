@@ -149,8 +149,8 @@ def _attention(q: Tensor, z_q: int, k: Tensor, z_k: int, v: Tensor, z_v: int, bi
     return q.new_empty((batch, queries, heads, width), dtype=dtype).transpose(1, 2)
 
 
-def _linear_rows(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, highest: int,
-                 is_signed: bool) -> Tensor:  # fmt: skip
+def _linear_rows(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, highest: int, is_signed: bool,
+                 post: str = "none") -> Tensor:  # fmt: skip
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 

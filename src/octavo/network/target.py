@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from octavo.arguments import check_fields
+from octavo.arguments import check_fields, checked
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.residual import Branches
@@ -115,8 +115,12 @@ def target_for(engine: str) -> Target:
     return TARGETS.get({"inductor": "onednn"}.get(engine, engine), TARGETS["paper"])
 
 
+@checked
 def by_rows(target: Target) -> Target:
-    """`target` with rows, and without the rounding of additions that no convolution fuses: no product needs it."""
+    """`target` with rows (see `Scheme`), and without rounding additions that no convolution fuses: no product needs it.
+
+    octavo.make_plan(graph, target=octavo.by_rows(octavo.TARGETS["openvino"]))
+    """
     return replace(target, rows=True, residual="skip" if target.residual == "both" else target.residual)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from octavo.errors import QuantizationError
 from octavo.network.partial import layers
+from octavo.network.plan import Plan
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
@@ -88,11 +89,14 @@ def rows(search: Search, road: Road) -> None:
     best, bench = search.best(), search.bench
     if best is None or bench.plan.target.rows:
         return
-    plan, _ = with_rows(bench)
+    if mostly_rows(with_rows(bench)[0]):
+        search.measure([Candidate(method=best.method, rows=True)], "rows")
+
+
+def mostly_rows(plan: Plan) -> bool:
+    """Whether half of what `plan` quantizes, or more, reads rows on scales of their own."""
     found = {site.layer for q in plan.quantizers if q.scheme.rows for site in q.sites}
-    if 2 * len(found) < plan.coverage.quantized:
-        return
-    search.measure([Candidate(method=best.method, rows=True)], "rows")
+    return 0 < plan.coverage.quantized <= 2 * len(found)
 
 
 def train(search: Search, road: Road) -> None:

@@ -86,7 +86,40 @@ void round_rows(std::vector<uint8_t>& to, float* steps, const float* x, int64_t 
   }
 }
 
-// sums of one row, times `scale` and the scales of their columns, plus bias, if there is one
+// What is done to the results of a linear: nothing, max(x, 0), or x · Φ(x).
+enum class Post { none, relu, gelu };
+
+#ifdef OCTAVO_VNNI
+// x · Φ(x): erfc by formula 7.1.26 of Abramowitz and Stegun, whose error is below 1.5e-7
+__m512 gelu(__m512 x) {
+  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f)), one = _mm512_set1_ps(1);
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+  __m512 tail = _mm512_set1_ps(1.061405429f);
+  for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
+    tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(c));
+  const __m512 power = power_of_two(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-LOG2_E)));
+  tail = _mm512_mul_ps(_mm512_mul_ps(tail, t), _mm512_mul_ps(power, _mm512_set1_ps(0.5f)));  // Φ(−|x|)
+  const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+  return _mm512_mul_ps(x, _mm512_mask_sub_ps(tail, positive, one, tail));
+}
+
+template <Post post>
+__m512 finished(__m512 x) {
+  if constexpr (post == Post::relu) return _mm512_max_ps(_mm512_setzero_ps(), x);  // NaN, the second, stays
+  if constexpr (post == Post::gelu) return gelu(x);
+  return x;
+}
+#else
+template <Post post>
+float finished(float x) {
+  if constexpr (post == Post::relu) return x < 0 ? 0 : x;
+  if constexpr (post == Post::gelu) return x * 0.5f * std::erfc(-x * 0.70710678f);
+  return x;
+}
+#endif
+
+// sums of one row, times `scale` and the scales of their columns, plus bias, if there is one, and what comes then
+template <Post post = Post::none>
 void write_scaled(const int32_t* sums, int64_t columns, float scale, const float* scales, const float* bias, float* to) {
 #ifdef OCTAVO_VNNI
   const __m512 all = _mm512_set1_ps(scale);
@@ -95,11 +128,52 @@ void write_scaled(const int32_t* sums, int64_t columns, float scale, const float
     const __m512 factor = _mm512_mul_ps(all, _mm512_maskz_loadu_ps(mask, scales + n));
     __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(sums + n)), factor);
     if (bias != nullptr) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, bias + n));
-    _mm512_mask_storeu_ps(to + n, mask, x);
+    _mm512_mask_storeu_ps(to + n, mask, finished<post>(x));
   }
 #else
-  for (int64_t n = 0; n < columns; ++n) to[n] = sums[n] * (scale * scales[n]) + (bias == nullptr ? 0 : bias[n]);
+  for (int64_t n = 0; n < columns; ++n)
+    to[n] = finished<post>(sums[n] * (scale * scales[n]) + (bias == nullptr ? 0 : bias[n]));
 #endif
+}
+
+using Write = decltype(&write_scaled<>);
+
+Write writer(c10::string_view post) {
+  TORCH_CHECK(post == "none" || post == "relu" || post == "gelu", "int8 linear of rows: it has no ", post);
+  return post == "relu" ? &write_scaled<Post::relu> : post == "gelu" ? &write_scaled<Post::gelu> : &write_scaled<>;
+}
+
+// Columns of a right operand, rounded: [k, columns] from x[row · sk + column], a step for each
+void round_columns(std::vector<uint8_t>& to, float* steps, const float* x, int64_t k, int64_t columns, int64_t sk,
+                   const Levels& by) {
+  to.resize(k * columns);
+  int64_t n = 0;
+#ifdef OCTAVO_VNNI
+  const __m512 low = _mm512_set1_ps(by.lowest), high = _mm512_set1_ps(by.highest);
+  const __m512i positive = _mm512_set1_epi32(0x7fffffff), zero = _mm512_set1_epi32(static_cast<int>(by.zero));
+  for (; n + LANES <= columns; n += LANES) {
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t row = 0; row < k; ++row)
+      most = _mm512_max_epi32(most, _mm512_and_si512(positive, _mm512_loadu_si512(x + row * sk + n)));
+    float found[LANES];
+    _mm512_storeu_si512(found, most);
+    for (int64_t i = 0; i < LANES; ++i) steps[n + i] = by.step(found[i]);
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_loadu_ps(steps + n));
+    for (int64_t row = 0; row < k; ++row) {
+      const __m512 q = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + row * sk + n), inverse), low), high);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to.data() + row * columns + n),
+                       _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(q), zero)));
+    }
+  }
+#endif
+  for (; n < columns; ++n) {
+    steps[n] = by.step(most_of(x + n, k, sk));
+    const float inverse = 1 / steps[n];
+    for (int64_t row = 0; row < k; ++row) {
+      const float q = std::nearbyint(std::min(std::max(x[row * sk + n] * inverse, by.lowest), by.highest));
+      to[row * columns + n] = static_cast<uint8_t>(static_cast<int64_t>(q) + by.zero);
+    }
+  }
 }
 
 // int8 [N, K] as bytes of packed columns, their starts behind them
@@ -123,9 +197,11 @@ PackedWeights& weights_of_rows() {
   return *weights;
 }
 
-// x float32 [..., K], rounded by rows to ±highest or 0 … highest, · weight int8 [N, K]ᵀ · scales [N] + bias [N]
+// x float32 [..., K], rounded by rows to ±highest or 0 … highest, · weight int8 [N, K]ᵀ · scales [N] + bias [N], through
+// `post`
 Tensor linear_rows(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& bias, int64_t highest,
-                   bool is_signed) {
+                   bool is_signed, c10::string_view post) {
+  const Write write = writer(post);
   TORCH_CHECK(x.dim() > 0 && x.scalar_type() == at::kFloat && x.size(-1) == weight.size(1) && scales.numel() == weight.size(0),
               "int8 linear of rows: shapes or types do not fit");
   const Levels by(highest, is_signed);
@@ -155,9 +231,9 @@ Tensor linear_rows(const Tensor& x, const Tensor& weight, const Tensor& scales, 
       const Columns part{depth, wide, columns, values + column * 4, starts + column};
       multiply(bytes.data(), depth, count, K, 0, part, sums.data(), width);
       for (int64_t i = 0; i < count; ++i)
-        write_scaled(sums.data() + i * width, std::min(wide, N - column), steps[i], scales.const_data_ptr<float>() + column,
-                     bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
-                     out.data_ptr<float>() + (first + i) * N + column);
+        write(sums.data() + i * width, std::min(wide, N - column), steps[i], scales.const_data_ptr<float>() + column,
+              bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
+              out.data_ptr<float>() + (first + i) * N + column);
     }
   });
   return out;
@@ -195,8 +271,13 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
         v_steps.resize(E);
         round_rows(bytes, k_steps.data(), floats(k, b, h), T, D, depth, k.stride(2), k.stride(3), by_k);
         pack(keys, bytes.data(), D, T, 1, depth, 0, by_q.zero);
-        round_rows(bytes, v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
-        pack(values, bytes.data(), T, E, 1, T, 0, 0);
+        if (v.stride(3) == 1) {
+          round_columns(bytes, v_steps.data(), floats(v, b, h), T, E, v.stride(2), by_v);
+          pack(values, bytes.data(), T, E, E, 1, 0, 0);
+        } else {
+          round_rows(bytes, v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
+          pack(values, bytes.data(), T, E, 1, T, 0, 0);
+        }
         spoiled = 0;
         for (int64_t n = 0; n < T; ++n) spoiled += 0 * k_steps[n];  // NaN, if one of them is
         added.begin(shifts, keys.columns, b, h);
@@ -228,7 +309,8 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(octavo, m) {
-  m.def("int8_linear_rows(Tensor x, Tensor weight, Tensor scales, Tensor? bias, int highest, bool is_signed) -> Tensor");
+  m.def("int8_linear_rows(Tensor x, Tensor weight, Tensor scales, Tensor? bias, int highest, bool is_signed, "
+        "str post='none') -> Tensor");
   m.def(
       "int8_attention_rows(Tensor q, Tensor k, Tensor v, Tensor? bias, float score_scale, int q_highest, int k_highest, "
       "int weight_highest, int v_highest) -> Tensor");

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.engines.lowering.build import Grid, Integers, Lowering, Rows, Weight, readers
-from octavo.engines.lowering.epilogue import LINEAR, Epilogue, clipped, epilogue, finish, operands, output
+from octavo.engines.lowering.build import Grid, Integers, Lowering, Rows, Weight, only_reader, readers
+from octavo.engines.lowering.epilogue import ACTIVATIONS, LINEAR, Epilogue, clipped, epilogue, finish, operands, output
 from octavo.engines.lowering.product import product
 from octavo.network.edit import shape
 
 aten = torch.ops.aten
+BY_ROWS = {("relu", ""), ("gelu", "none")}  # what our own kernel does at its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,15 @@ def _linear(lowering: Lowering, node: Node, x: Integers | Rows | None) -> _Linea
 
 
 def _end(lowering: Lowering, node: Node, x: Integers | Rows | None) -> Epilogue:
-    """By rows, the kernel ends with the bias; what follows is Inductor's, with the maximum of the next rows."""
-    return Epilogue(ends=(node,)) if isinstance(x, Rows) else epilogue(lowering, node, LINEAR)
+    """By rows, the kernel ends in float32: the next rows have to be there before they can be rounded."""
+    if not isinstance(x, Rows):
+        return epilogue(lowering, node, LINEAR)
+    reader = only_reader(node)
+    if reader is not None and reader.target in ACTIVATIONS:
+        name, _, algorithm = ACTIVATIONS[reader.target](reader)
+        if (name, algorithm) in BY_ROWS:
+            return Epilogue(name=name, ends=(node, reader))
+    return Epilogue(ends=(node,))
 
 
 def _weight(lowering: Lowering, node: Node) -> Weight | None:
@@ -128,7 +136,7 @@ def _qlinear(
     if isinstance(x, Rows):
         constants = [None if one is None else lowering.constant(one) for one in (weight.contiguous(), scales, bias)]
         operator = torch.ops.octavo.int8_linear_rows.default
-        result = lowering.emit(operator, x.node, *constants, x.highest, x.lowest < 0)
+        result = lowering.emit(operator, x.node, *constants, x.highest, x.lowest < 0, end.name)
         lowering.ran(result, *nodes)
         return result
     result = lowering.emit(
