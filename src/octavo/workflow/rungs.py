@@ -83,8 +83,8 @@ def _better(search: Search, trial: Trial, than: Trial) -> bool:
 def rows(search: Search, road: Road) -> None:
     """Rung c: what linears and matmuls read, rounded by rows, where they are most of the network (§3.2).
 
-    No range of theirs is calibrated then, so outlying tokens or samples coarsen no others; it costs a few per cent of
-    time, which layers in float would cost more of.
+    No range of theirs is calibrated then, so outlying tokens or samples coarsen no others. It costs some of the time
+    that int8 won, and a layer in float all that it won there.
     """
     best, bench = search.best(), search.bench
     if best is None or bench.plan.target.rows:

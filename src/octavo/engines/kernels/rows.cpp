@@ -16,7 +16,6 @@
 namespace {
 
 constexpr float SMALLEST_SCALE = 0x1p-63f;  // of octavo.numerics.scheme
-constexpr int64_t PANEL = 512;              // columns of a weight that one task multiplies, where rows are few
 
 // max|x| of `count` numbers that stand `stride` apart; NaN if one of them is: as integers their order is the same.
 float most_of(const float* x, int64_t count, int64_t stride) {
@@ -214,26 +213,26 @@ Tensor linear_rows(const Tensor& x, const Tensor& weight, const Tensor& scales, 
   const int64_t depth = round_up(K, 4), columns = round_up(N, LANES);
   const auto* values = stored.const_data_ptr<int8_t>();
   const auto* starts = reinterpret_cast<const int32_t*>(values + depth * columns);
-  const int64_t blocks = (M + BLOCK - 1) / BLOCK, threads = at::get_num_threads();
-  const int64_t cut = blocks >= 2 * threads ? 1 : std::min((2 * threads + blocks - 1) / std::max<int64_t>(blocks, 1), (columns + PANEL - 1) / PANEL);
-  const int64_t width = round_up((columns + cut - 1) / cut, WIDE * LANES);
-  at::parallel_for(0, blocks * cut, 1, [&](int64_t begin, int64_t end) {
+  // Rows are shared evenly; where there are fewer than threads need, columns as well.
+  const int64_t threads = at::get_num_threads(), tall = std::clamp<int64_t>((M + BLOCK - 1) / BLOCK, 1, threads);
+  const int64_t wide = std::clamp<int64_t>(threads / tall, 1, columns / LANES);
+  const int64_t height = (M + tall - 1) / tall, width = round_up((columns + wide - 1) / wide, LANES);
+  at::parallel_for(0, M == 0 ? 0 : tall * wide, 1, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> bytes;
     std::vector<int32_t> sums(BLOCK * width);
     float steps[BLOCK];
-    int64_t rounded = -1;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task / cut * BLOCK, count = std::min(BLOCK, M - first), column = task % cut * width;
-      if (column >= N) continue;
-      if (rounded != first) round_rows(bytes, steps, rows.const_data_ptr<float>() + first * K, count, K, depth, K, 1, by);
-      rounded = first;
-      const int64_t wide = std::min(width, columns - column);
-      const Columns part{depth, wide, columns, values + column * 4, starts + column};
-      multiply(bytes.data(), depth, count, K, 0, part, sums.data(), width);
-      for (int64_t i = 0; i < count; ++i)
-        write(sums.data() + i * width, std::min(wide, N - column), steps[i], scales.const_data_ptr<float>() + column,
-              bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
-              out.data_ptr<float>() + (first + i) * N + column);
+      const int64_t last = std::min(task / wide * height + height, M), column = task % wide * width;
+      const Columns part{depth, std::min(width, columns - column), columns, values + column * 4, starts + column};
+      for (int64_t first = task / wide * height; first < last && column < N; first += BLOCK) {
+        const int64_t count = std::min(BLOCK, last - first);
+        round_rows(bytes, steps, rows.const_data_ptr<float>() + first * K, count, K, depth, K, 1, by);
+        multiply(bytes.data(), depth, count, K, 0, part, sums.data(), width);
+        for (int64_t i = 0; i < count; ++i)
+          write(sums.data() + i * width, std::min(part.columns, N - column), steps[i], scales.const_data_ptr<float>() + column,
+                bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
+                out.data_ptr<float>() + (first + i) * N + column);
+      }
     }
   });
   return out;
