@@ -155,8 +155,9 @@ def vectors(self: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([y[0] @ x.sum(0), y @ y[1], (y[2] @ y[3])[None], (y[4] @ x).flatten()])
 
 
-def constant_matrix(self: nn.Module, x: Tensor) -> Tensor:
-    return x @ self.matrix
+def odd_sizes(self: nn.Module, x: Tensor) -> Tensor:
+    """Linears of one row a sample, few inputs, and few or many outputs; and a constant on the right of a product."""
+    return torch.cat([self.few(x), self.many(x), x @ self.matrix], -1)
 
 
 def masked(self: nn.Module, x: Tensor) -> Tensor:
@@ -169,10 +170,11 @@ def masked(self: nn.Module, x: Tensor) -> Tensor:
 NETWORKS = {
     "transformer": lambda: (transformer(), torch.randn(3, 9, 32)),
     "vectors": lambda: (Network(vectors), torch.randn(3, 6, 6)),
-    "constant matrix": lambda: (Network(constant_matrix, matrix=nn.Parameter(torch.randn(32, 20))), torch.randn(4, 32)),
     "masked attention": lambda: (Network(masked), torch.randn(2, 30, 32)),
-    "odd sizes": lambda: (Network(lambda self, x: self.linear(x), linear=nn.Linear(7, 3)), torch.randn(2, 5, 7)),
-    "one row": lambda: (Network(lambda self, x: self.linear(x), linear=nn.Linear(40, 700)), torch.randn(2, 40)),
+    "odd sizes": lambda: (
+        Network(odd_sizes, few=nn.Linear(7, 3), many=nn.Linear(7, 700), matrix=nn.Parameter(torch.randn(7, 20))),
+        torch.randn(4, 7),
+    ),
 }
 
 
@@ -180,7 +182,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_engine_computes_rows_as_the_simulation_does(name: str, engine: str) -> None:
     network, x = NETWORKS[name]()
-    x[:, 1] *= 100
+    x[1] *= 100
     graph, params = planned(network, x, engine=engine)
     assert any(quantizer.scheme.rows for quantizer in params.plan.quantizers)
     wanted, compiled = simulate(graph, params)(x).detach(), octavo.compile(graph, params, engine=engine)
@@ -190,11 +192,10 @@ def test_every_engine_computes_rows_as_the_simulation_does(name: str, engine: st
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("bits", [4, 6])
-def test_fewer_bits(engine: str, bits: int) -> None:
+def test_fewer_bits(engine: str) -> None:
     x = torch.randn(3, 9, 32)
-    graph, params = planned(transformer(), x, engine=engine, bits=bits)
-    assert {quantizer.scheme.bits for quantizer in params.plan.quantizers} == {bits}
+    graph, params = planned(transformer(), x, engine=engine, bits=4)
+    assert {quantizer.scheme.bits for quantizer in params.plan.quantizers} == {4}
     # One value at a tie is the next of few integers in whatever follows.
     assert nearness(simulate(graph, params)(x), octavo.compile(graph, params, engine=engine)(x)) > 25
 
@@ -278,7 +279,7 @@ def test_nan_and_infinity_are_found_in_calibration() -> None:
         planned(transformer(), x)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["reference", "openvino"])
 def test_sites_are_compared_in_steps_of_their_rows(engine: str) -> None:
     x = torch.randn(3, 9, 32)
     x[:, 1] *= 100
