@@ -322,4 +322,4 @@ def test_tokens_a_hundred_times_larger_cost_nothing() -> None:
         params = choose_params(graph, plan, observe(graph, plan, [samples(256)[0]]))
         found[name] = points(simulate(graph, params))
     assert points(network) - found["static"] > 5
-    assert points(network) - found["rows"] < 0.1 + 0.15  # two standard errors of a paired difference of 20 000 samples
+    assert abs(points(network) - found["rows"]) < 0.1  # −0.04 to 0.04 with sixteen seeds

@@ -26,9 +26,8 @@ from octavo.network.insert import MakeModule, insert
 from octavo.network.plan import Quantizer
 from octavo.network.samples import Call
 from octavo.network.simulate import FakeQuantize
-from octavo.numerics.affine import QParams, beside
+from octavo.numerics.affine import QParams, steps_beside
 from octavo.numerics.decibels import decibels
-from octavo.numerics.rows import scale_of_rows
 
 Model = Callable[..., Any]
 Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested
@@ -138,8 +137,7 @@ class Moved(FakeQuantize):
     def forward(self, x: Tensor) -> Tensor:
         """x, rounded to another integer than by the simulation where that is nearly as near."""
         part = 2 * torch.rand(x.shape, generator=self.source).to(x) - 1
-        step = scale_of_rows(x, self.scheme) if self.scheme.rows else beside(self.scale, self.scheme, x.ndim)
-        return super().forward(x + part * self.near_tie * step.to(x))
+        return super().forward(x + part * self.near_tie * steps_beside(x, self.scale, self.scheme).to(x))
 
 
 def simulated(graph: Graph, params: Params, calls: Sequence[Call]) -> Outputs:

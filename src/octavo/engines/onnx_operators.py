@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import ops
 
+from octavo.network.insert import Rounding
 from octavo.numerics.affine import QParams, beside, quantize
 
 OPSET = 21  # the first with blocked DequantizeLinear
@@ -53,23 +54,14 @@ class Activation(nn.Module):
         return torch.minimum(torch.maximum(x, low), high)
 
 
-class RoundedInFloat(nn.Module):
+class RoundedInFloat(Rounding):
     """x rounded on a grid that no reader has kernels for, a scale for each row or head say, by float operators.
 
     A pair around a product would be an order to fuse it, which OpenVINO 2026.4 and ONNX Runtime 1.32 then refuse.
     """
 
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, params: QParams) -> None:
-        super().__init__()
-        self.scheme = params.scheme
-        self.register_buffer("scale", params.scale.clone())
-        self.register_buffer("zero_point", params.zero_point.float())
-
     def forward(self, x: Tensor) -> Tensor:
-        scale, zero = (beside(values, self.scheme, x.ndim) for values in (self.scale, self.zero_point))
+        scale, zero = (beside(values, self.scheme, x.ndim) for values in (self.scale, self.zero_point.float()))
         return ((torch.round(x / scale) + zero).clamp(self.scheme.qmin, self.scheme.qmax) - zero) * scale
 
 

@@ -25,7 +25,7 @@ from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph, device_of
 from octavo.network.inputs import Inputs
-from octavo.network.insert import insert
+from octavo.network.insert import Rounding, insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
@@ -52,17 +52,8 @@ class Integers:
         return beside(self.params.scale, self.params.scheme, self.centred.ndim)
 
 
-class Quantize(nn.Module):
+class Quantize(Rounding):
     """Real values in, `Integers` out."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, params: QParams) -> None:
-        super().__init__()
-        self.scheme = params.scheme
-        self.register_buffer("scale", params.scale.clone())
-        self.register_buffer("zero_point", params.zero_point.clone())
 
     @property
     def params(self) -> QParams:

@@ -14,8 +14,7 @@ from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
 from octavo.network.plan import Quantizer
 from octavo.network.share import Edge
-from octavo.numerics.affine import QParams, beside
-from octavo.numerics.rows import scale_of_rows
+from octavo.numerics.affine import QParams, steps_beside
 
 Step = Callable[[Tensor], Tensor]  # what was rounded at a site → the real value of one integer, beside it
 
@@ -53,9 +52,7 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
 
 def _step(params: QParams, rounded: Tensor) -> Tensor:
     """Of rows, the largest value is the largest integer: it tells the scale that they had."""
-    if params.scheme.rows:
-        return scale_of_rows(rounded, params.scheme)
-    return beside(params.scale, params.scheme, rounded.ndim)
+    return steps_beside(rounded, params.scale, params.scheme)
 
 
 def sources_of(quantizer: Quantizer) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from octavo.errors import QuantizationError
@@ -10,6 +10,21 @@ from octavo.network.edit import copy_module, is_floating
 from octavo.network.graph import Graph
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.share import Edge
+from octavo.numerics.affine import QParams
+
+
+class Rounding(nn.Module):
+    """A module for `insert` to put at a quantizer: it holds the scheme, and scale and zero-point as buffers."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.scheme = params.scheme
+        self.register_buffer("scale", params.scale.clone())
+        self.register_buffer("zero_point", params.zero_point.clone())
+
 
 MakeModule = Callable[[Quantizer], nn.Module]
 

@@ -13,23 +13,14 @@ from octavo.arguments import checked
 from octavo.network.calibrate import Params
 from octavo.network.graph import Graph, device_of
 from octavo.network.inputs import Inputs
-from octavo.network.insert import insert
+from octavo.network.insert import Rounding, insert
 from octavo.network.origin import SIMULATION, Origin, remember
 from octavo.network.plan import Quantizer
-from octavo.numerics.affine import QParams, round_through
+from octavo.numerics.affine import round_through
 
 
-class FakeQuantize(nn.Module):
+class FakeQuantize(Rounding):
     """dequantize(quantize(x)) with ATen's operators, whose gradient is the straight-through estimator (§5.2)."""
-
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, params: QParams) -> None:
-        super().__init__()
-        self.scheme = params.scheme
-        self.register_buffer("scale", params.scale.clone())
-        self.register_buffer("zero_point", params.zero_point.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return round_through(x, self.scale, self.zero_point, self.scheme)

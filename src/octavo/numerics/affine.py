@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
-from octavo.numerics.rows import round_rows
+from octavo.numerics.rows import along, round_rows, scale_of_rows
 from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
 
 # Two roundings below float32's largest number: the ends of a dequantized range stay finite.
@@ -263,6 +263,11 @@ def beside(values: Tensor, scheme: Scheme, rank: int) -> Tensor:
     if scheme.block is not None:
         return values.repeat_interleave(scheme.block, scheme.axis)
     return values.reshape([-1 if axis == scheme.axis % rank else 1 for axis in range(rank)])
+
+
+def steps_beside(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+    """The real value of one integer, shaped to broadcast against x, which is to be rounded or was: by rows it tells."""
+    return scale_of_rows(x, along(scheme), scheme.qmax) if scheme.rows else beside(scale, scheme, x.ndim)
 
 
 def _spread(params: QParams, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -91,30 +91,27 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
     Packed keys, values;
     Rows rows;
     std::vector<float> shifts;  // [T] of the bias, where it is the same for all queries
-    std::vector<int32_t> scores, sums;
-    std::vector<uint8_t> weights;
+    Between between;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
       if (task == begin || task % cut == 0) {
         pack(keys, bytes(k, b, h), D, T, k.stride(3), k.stride(2), c_k, z_q);
         pack(values, bytes(v, b, h), T, E, v.stride(2), v.stride(3), c_v, 0);
         added.begin(shifts, keys.columns, b, h);
-        scores.resize(BLOCK * keys.columns);
-        weights.resize(BLOCK * keys.columns);
-        sums.resize(BLOCK * values.columns);
+        between.reserve(keys, values);
       }
       for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
         const int64_t count = std::min({BLOCK, S - row, first + height - row});
         int64_t stride;
         const uint8_t* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
-        multiply(from, stride, count, D, c_k, keys.view(), scores.data(), keys.columns);
+        multiply(from, stride, count, D, c_k, keys.view(), between.scores.data(), keys.columns);
         const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
         for (int64_t i = 0; i < count; i += together) {
-          softmax(scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
-                  added.row(b, h, row + i), added.stride(), by, weights.data() + i * keys.columns);
+          softmax(between.scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
+                  added.row(b, h, row + i), added.stride(), by, between.weights.data() + i * keys.columns);
         }
-        multiply(weights.data(), keys.columns, count, T, c_v, values.view(), sums.data(), values.columns);
-        for (int64_t i = 0; i < count; ++i) write_row(sums.data() + i * values.columns, E, as, at_row(out, b, h, row + i));
+        multiply(between.weights.data(), keys.columns, count, T, c_v, values.view(), between.sums.data(), values.columns);
+        for (int64_t i = 0; i < count; ++i) write_row(between.sums.data() + i * values.columns, E, as, at_row(out, b, h, row + i));
       }
     }
   });

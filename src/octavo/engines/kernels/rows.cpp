@@ -259,9 +259,9 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
   const int64_t cut = parts(B * H, S), height = round_up((S + cut - 1) / cut, ROWS), depth = round_up(D, 4);
   at::parallel_for(0, B * H * cut, 1, [&](int64_t begin, int64_t end) {
     Packed keys, values;
-    std::vector<uint8_t> bytes, queries, weights;
+    Between between;
+    std::vector<uint8_t> bytes, queries;
     std::vector<float> shifts, k_steps, v_steps;
-    std::vector<int32_t> scores, sums;
     float q_steps[BLOCK], w_steps[BLOCK], spoiled = 0;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
@@ -280,24 +280,22 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
         spoiled = 0;
         for (int64_t n = 0; n < T; ++n) spoiled += 0 * k_steps[n];  // NaN, if one of them is
         added.begin(shifts, keys.columns, b, h);
-        scores.resize(BLOCK * keys.columns);
-        weights.resize(BLOCK * keys.columns);
-        sums.resize(BLOCK * values.columns);
+        between.reserve(keys, values);
       }
       for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
         const int64_t count = std::min({BLOCK, S - row, first + height - row});
         round_rows(queries, q_steps, floats(q, b, h) + row * q.stride(2), count, D, depth, q.stride(2), q.stride(3), by_q);
-        multiply(queries.data(), depth, count, D, 0, keys.view(), scores.data(), keys.columns);
+        multiply(queries.data(), depth, count, D, 0, keys.view(), between.scores.data(), keys.columns);
         const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
         for (int64_t i = 0; i < count; i += together) {
           const Softmax by{static_cast<float>(score_scale) * LOG2_E, 0, static_cast<float>(weight_highest), q_steps + i,
                            k_steps.data(), w_steps + i};
-          softmax(scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
-                  added.row(b, h, row + i), added.stride(), by, weights.data() + i * keys.columns);
+          softmax(between.scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
+                  added.row(b, h, row + i), added.stride(), by, between.weights.data() + i * keys.columns);
         }
-        multiply(weights.data(), keys.columns, count, T, 0, values.view(), sums.data(), values.columns);
+        multiply(between.weights.data(), keys.columns, count, T, 0, values.view(), between.sums.data(), values.columns);
         for (int64_t i = 0; i < count; ++i)  // a query or key without numbers makes scores of none
-          write_scaled(sums.data() + i * values.columns, E, w_steps[i] + 0 * q_steps[i] + spoiled, v_steps.data(), nullptr,
+          write_scaled(between.sums.data() + i * values.columns, E, w_steps[i] + 0 * q_steps[i] + spoiled, v_steps.data(), nullptr,
                        static_cast<float*>(at_row(out, b, h, row + i)));
       }
     }

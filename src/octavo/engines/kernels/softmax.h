@@ -109,6 +109,18 @@ void softmax(int32_t* sums, int64_t rows, const float* shifts, int64_t columns, 
 #endif
 }
 
+// Between the two products of an attention: scores, weights and the sums of the second product, for BLOCK queries.
+struct Between {
+  std::vector<int32_t> scores, sums;
+  std::vector<uint8_t> weights;
+
+  void reserve(const Packed& keys, const Packed& values) {
+    scores.resize(BLOCK * keys.columns);
+    weights.resize(BLOCK * keys.columns);
+    sums.resize(BLOCK * values.columns);
+  }
+};
+
 // What is added to the scores before the softmax: a bias [B, H, S, T], or with sizes of 1 where it is the same for all.
 class AddedScores {
  public:

@@ -19,7 +19,6 @@ from octavo.network.edit import attribute
 from octavo.network.plan import Quantizer
 from octavo.numerics.affine import QParams, dequantize, quantize
 from octavo.numerics.rows import along, scale_of_rows
-from octavo.numerics.scheme import Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,17 +132,16 @@ def dequantize_from_uint8(u: Tensor, scale: float | Tensor, zero: int) -> Tensor
     return (u.to(torch.float32) - zero) * scale
 
 
-def bytes_of_rows(x: Tensor, axis: int, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
-    """(`x` in uint8, signed integers 128 higher; the scale of each row, 1 in place of its length)."""
-    scale = scale_of_rows(x, Scheme(signed=lowest < 0, bits=highest.bit_length() + (lowest < 0), rows=True, axis=axis))
-    zero = 128 if lowest < 0 else 0
-    return quantize_to_uint8(x, scale.reciprocal(), zero, lowest + zero, highest + zero), scale
+def bytes_of_rows(x: Tensor, axis: int, lowest: int, highest: int) -> tuple[Tensor, int, Tensor]:
+    """(`x` in uint8, signed integers 128 higher; where zero is; the scale of each row, 1 in place of its length)."""
+    scale, zero = scale_of_rows(x, axis, highest), 128 if lowest < 0 else 0
+    return quantize_to_uint8(x, scale.reciprocal(), zero, lowest + zero, highest + zero), zero, scale
 
 
 def rounded_by_rows(x: Tensor, axis: int, lowest: int, highest: int) -> Tensor:
     """`x` rounded by rows, in float32: for operations that have no kernel."""
-    u, scale = bytes_of_rows(x, axis, lowest, highest)
-    return dequantize_from_uint8(u, scale, 128 if lowest < 0 else 0)
+    u, zero, scale = bytes_of_rows(x, axis, lowest, highest)
+    return dequantize_from_uint8(u, scale, zero)
 
 
 class Lowering:

@@ -52,9 +52,9 @@ def _added(bias: Tensor | None) -> Tensor | None:
 
 def multiply_rows(left: Tensor, right: Tensor, of_left: list[int], of_right: list[int]) -> Tensor:
     """left · right, float32 [..., M, K] and [..., K, N], each rounded by its own rows or columns."""
-    (u, of_rows), (v, of_columns) = bytes_of_rows(left, *of_left), bytes_of_rows(right, *of_right)
-    zeros = [128 if lowest < 0 else 0 for _, lowest, _ in (of_left, of_right)]
-    return multiply(u, zeros[0], v, zeros[1], 1.0) * (of_rows * of_columns)
+    u, z_left, of_rows = bytes_of_rows(left, *of_left)
+    v, z_right, of_columns = bytes_of_rows(right, *of_right)
+    return multiply(u, z_left, v, z_right, 1.0) * (of_rows * of_columns)
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, highest: list[int]) -> Tensor:
