@@ -52,11 +52,15 @@ FACTS = ("network", "engine", "step", "method")  # which tell rows apart; the re
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The rows measured so far, in the file `path` after every one."""
+    """The rows measured so far, in the file `path` after every one.
+
+    before  versions that the file names already: of peers too, which may not be here now
+    """
 
     path: Path
     rows: list[dict[str, Any]]
     peers: Path
+    before: dict[str, str]
 
     def find(self, **facts: str) -> dict[str, Any] | None:
         """The row of these facts."""
@@ -74,7 +78,7 @@ class Record:
             row = facts | {"error": " ".join(str(error).split())}
         row["seconds"] = round(time.perf_counter() - start, 1)
         self.rows.append(row)
-        found = versions() | peer_versions(str(self.peers))
+        found = self.before | versions() | peer_versions(str(self.peers))
         record = {"rows": self.rows, "machine": machine(), "versions": found}
         self.path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         CONSOLE.print(" ".join(facts.values()), row.get("error") or f"{row['value']:.2f}", highlight=False)
@@ -233,10 +237,10 @@ def main(
     peers: Annotated[Path, typer.Option(help="python of the peers' environment")] = Path(".peers/bin/python"),
 ) -> None:
     """Measure every step of every network, and write the record."""
-    rows = json.loads(json_out.read_text(encoding="utf-8"))["rows"] if json_out.exists() else []
+    known = json.loads(json_out.read_text(encoding="utf-8")) if json_out.exists() else {"rows": [], "versions": {}}
     if not peers.exists():
         CONSOLE.print(f"NNCF is left out: {peers} is not there; make peers", style="red")
-    record = Record(path=json_out, rows=rows, peers=peers)
+    record = Record(path=json_out, rows=known["rows"], peers=peers, before=known["versions"])
     asked = [[one for one in option.split(",") if one] for option in (engines, methods, repairs)]
     for name in networks.split(","):
         torch.manual_seed(0)
