@@ -10,6 +10,7 @@ from torch import nn
 import octavo
 from octavo.engines import available
 from octavo.errors import QuantizationError
+from octavo.network.device import on_cpu, samples_on_cpu
 
 X = torch.randn(2, 4, 8)
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
@@ -28,6 +29,13 @@ def made():
 @pytest.fixture(params=COPIES.values(), ids=COPIES)
 def copied(request):
     return request.param
+
+
+def test_a_network_on_the_cpu_is_not_moved_there(made):
+    """What is elsewhere is a copy: tests/test_cuda.py."""
+    graph, _, _, params = made
+    assert on_cpu(graph) is graph
+    assert torch.equal(samples_on_cpu(params).samples[0][0][0], params.samples[0][0][0])
 
 
 def test_values(made, copied):

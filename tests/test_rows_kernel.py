@@ -29,6 +29,10 @@ def linear(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, highe
     return out if bias is None else out + bias.double()
 
 
+def integers(*size: int) -> Tensor:
+    return torch.randint(-127, 128, size, dtype=torch.int8)
+
+
 def rows_of(x: Tensor, weight: Tensor, scales: Tensor, *, highest: int = 127, signed: bool = True) -> Tensor:
     out: Tensor = torch.ops.octavo.int8_linear_rows(x, weight, scales, None, highest, signed)
     return out
@@ -41,7 +45,7 @@ def close(found: Tensor, wanted: Tensor, bias: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 24, 25, 49, 100])
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 17), (64, 64), (65, 130), (130, 700)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 17), (64, 64), (65, 130), (130, 700), (9000, 100)])
 def test_linear_of_every_size(rows: int, inputs: int, outputs: int) -> None:
     x = torch.randn(rows, inputs) * torch.logspace(-6, 6, rows)[:, None]
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
@@ -78,6 +82,18 @@ def test_activations(post: str, function) -> None:
     assert torch.isnan(torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, post)[3]).all()
     with pytest.raises(RuntimeError, match="it has no tanh"):
         torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, "tanh")
+
+
+@pytest.mark.parametrize("threads", [1, 4, 7])
+def test_more_threads_than_rows_and_columns_are_worth(threads: int) -> None:
+    x, weight = torch.randn(3, 20), integers(80, 20)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = rows_of(x, weight, torch.ones(80))
+    finally:
+        torch.set_num_threads(before)
+    close(found, linear(x, weight, torch.ones(80), None, 127, True))
 
 
 def test_sums_as_deep_as_int32_allows() -> None:

@@ -11,6 +11,7 @@ from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.calibrate import Params
+from octavo.network.device import on_cpu, samples_on_cpu
 from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
 from octavo.network.origin import Origin, remember
@@ -74,7 +75,7 @@ def available() -> tuple[str, ...]:
 
 
 def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **options: Any) -> Compiled:
-    """The quantized network, ready to be called like the user's model; every row of `ENGINES` is one choice.
+    """The quantized network, ready to be called like the user's model, on the CPU; `ENGINES` has a row for each choice.
 
     params   None compiles the float network, where the engine can: the baseline to compare with
     options  go to the engine's own function, see there
@@ -97,6 +98,7 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
         )
     if row.vectorized and params is not None and adds_int8_pairs_in_16_bits():
         _warn_of_overflow(params)
+    graph, params = on_cpu(graph), None if params is None else samples_on_cpu(params)
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
     compiled = build(graph, params, **options)
     return remember(compiled, Origin(graph=graph, params=params, engine=engine))

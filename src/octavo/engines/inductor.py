@@ -49,10 +49,9 @@ def compile_inductor(
 
     It runs on torch's threads (`torch.set_num_threads`). The first compilation of a network takes from seconds to a
     minute; the package is kept in the cache (`OCTAVO_CACHE`, by default ~/.cache/octavo), and so is not made again.
-    raises  QuantizationError if the network is not on the CPU, cannot be traced again, or Inductor refuses it
+    raises  QuantizationError if the network cannot be traced again, or Inductor refuses it
     """
     load_kernels()
-    _check_device(graph)
     module, ran = _float(graph, precision) if params is None else lowered(graph, params)
     try:
         with torch.no_grad(), _quiet():
@@ -116,17 +115,6 @@ def _in_bfloat16(module: GraphModule, node: Node) -> None:
         back = node.graph.call_function(torch.ops.aten.to.dtype, (node, torch.float32))
     back.meta["val"] = value(node)
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-
-
-def _check_device(graph: Graph) -> None:
-    tensors = [*graph.module.parameters(), *graph.module.buffers()]
-    others = {str(tensor.device) for tensor in tensors if tensor.device.type != "cpu"}
-    if others:
-        raise QuantizationError(
-            asked="compile with Inductor",
-            seen=f"the network is on {', '.join(sorted(others))}, and the integer kernels are for the CPU",
-            remedy="capture model.cpu()",
-        )
 
 
 def _package(program: ExportedProgram) -> Path:

@@ -31,6 +31,7 @@ from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.files import replaced
 from octavo.network.calibrate import Params
+from octavo.network.device import on_cpu
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
@@ -47,6 +48,7 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     path    also write the model there
     raises  QuantizationError for an operation that ONNX cannot express
     """
+    graph = on_cpu(graph)
     module = _with_onnx_operators(graph, params)
     exported = exported_again(graph, module)
     program = _translated(graph, exported)

@@ -44,10 +44,10 @@ def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]
 
 
 def _bias(graph: Graph, node: Node) -> Tensor | None:
-    """The bias of a convolution or linear, [channels]."""
+    """The bias of a convolution or linear, [channels], beside the scales, on the CPU."""
     row = operation(node)
     source = node.args[2] if row is not None and row.inputs.keys() == {0, 1} and len(node.args) > 2 else None
-    return attribute(graph.module, source).detach() if isinstance(source, Node) and is_constant(source) else None
+    return attribute(graph.module, source).detach().cpu() if isinstance(source, Node) and is_constant(source) else None
 
 
 def _of_outputs(step: Tensor, site: Site, outputs: int) -> Tensor:

@@ -120,7 +120,7 @@ def _plain(leaf: _Leaf, value: Any, device: torch.device | None) -> Tensor:
     elif value.dtype != leaf.dtype:
         seen, remedy = f"the network was captured with {leaf.dtype}", f"{{}}.to({leaf.dtype})"
     elif device is not None and value.device != device:
-        seen, remedy = f"the network is on {device}", f'{{}}.to("{device}")'
+        seen, remedy = f"it is on {value.device} and the network on {device}", f'{{}}.to("{device}")'
     if seen is not None:
         raise QuantizationError(
             asked=f"run on {_what(value)}", seen=seen, remedy=f"pass {remedy.format(leaf.name)}", site=leaf.name

@@ -18,6 +18,8 @@ LARGEST_REAL = torch.finfo(torch.float32).max * (1 - 2.0**-23)
 class QParams:
     """Scale and zero-point of one tensor; compared by identity, because a comparison of tensors has no single truth.
 
+    They are on the CPU, wherever the tensor is: few numbers, which are also written to files.
+
     scale       float32, positive and finite; [] per tensor, [channels] per channel,
                 x.shape with shape[axis] / block in place of shape[axis] per block, with 1 by rows; [] where the scales
                 of rows are not known yet
@@ -31,6 +33,8 @@ class QParams:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("scale", "zero_point"):
+            object.__setattr__(self, name, getattr(self, name).cpu())
         seen = self._violation()
         if seen is not None:
             raise QuantizationError(
@@ -128,7 +132,7 @@ def quantize(x: Tensor, params: QParams) -> Tensor:
     returns  [...]  int8 or uint8; x / scale ties to even, as in ONNX QuantizeLinear; ±inf saturates
     raises   QuantizationError if x holds NaN or its shape does not fit the parameters
     """
-    scale, zero_point = _spread(params, x.shape)
+    scale, zero_point = _spread(params, x)
     nans = int(torch.isnan(x).sum())
     if nans:
         raise QuantizationError(
@@ -153,7 +157,7 @@ def dequantize(q: Tensor, params: QParams) -> Tensor:
             seen=f"its parameters describe {params.scheme.dtype}",
             remedy="pass the parameters it was quantized with",
         )
-    scale, zero_point = _spread(params, q.shape)
+    scale, zero_point = _spread(params, q)
     return (q.int() - zero_point).float() * scale
 
 
@@ -170,7 +174,7 @@ def fake_quantize(x: Tensor, params: QParams) -> Tensor:
     raises   QuantizationError if x's shape does not fit the parameters
     """
     _check_shape(params, x.shape)
-    return round_through(x, params.scale, params.zero_point, params.scheme)
+    return round_through(x, params.scale.to(x.device), params.zero_point.to(x.device), params.scheme)
 
 
 def round_through(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
@@ -270,10 +274,11 @@ def steps_beside(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     return scale_of_rows(x, along(scheme), scheme.qmax) if scheme.rows else beside(scale, scheme, x.ndim)
 
 
-def _spread(params: QParams, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Scale and zero_point in shapes that broadcast against a tensor of this shape."""
-    _check_shape(params, shape)
-    return beside(params.scale, params.scheme, len(shape)), beside(params.zero_point, params.scheme, len(shape))
+def _spread(params: QParams, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero_point in shapes that broadcast against `x`, on its device."""
+    _check_shape(params, x.shape)
+    scale, zero_point = (one.to(x.device) for one in (params.scale, params.zero_point))
+    return beside(scale, params.scheme, x.ndim), beside(zero_point, params.scheme, x.ndim)
 
 
 def _groups(x: Tensor, scheme: Scheme) -> tuple[Tensor, list[int]]:

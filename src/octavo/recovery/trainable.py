@@ -52,7 +52,7 @@ def _range_of(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Scale and zero-point as `params_from_tensor` chooses them; without its checks in the usual case."""
     if not scheme.symmetric or scheme.block is not None:
         params = params_from_tensor(weight, scheme)
-        return params.scale, params.zero_point
+        return params.scale.to(weight.device), params.zero_point.to(weight.device)
     most = weight.float().abs()
     most = most.amax() if scheme.axis is None else most.movedim(scheme.axis, 0).flatten(1).amax(1)
     scale = (most / scheme.qmax).clamp(min=SMALLEST_SCALE).masked_fill(most == 0, 1.0)
@@ -89,7 +89,7 @@ class LearnedRange(nn.Module):
         """What it has learned."""
         shape = [] if self.scheme.axis is None else [-1]
         scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape(shape).cpu()
-        return QParams(scale=scale, zero_point=self.zero_point.reshape(shape).int().cpu(), scheme=self.scheme)
+        return QParams(scale=scale, zero_point=self.zero_point.reshape(shape).int(), scheme=self.scheme)
 
 
 class LiveBatchNorm(nn.Module):

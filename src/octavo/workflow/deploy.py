@@ -15,6 +15,7 @@ from octavo.engines.faults import EngineFaultError, compile_right
 from octavo.errors import QuantizationError
 from octavo.files import write
 from octavo.network.calibrate import Params
+from octavo.network.device import on_cpu, samples_on_cpu
 from octavo.network.graph import Graph
 from octavo.network.samples import calls_of
 from octavo.workflow.race import choose_engine
@@ -27,7 +28,7 @@ LOG = logging.getLogger("octavo")
 def compile(
     graph: Graph, params: Params | None, *, engine: str = "openvino", check: bool = True, **options: Any
 ) -> engines.Compiled:
-    """The quantized network, ready to be called like the user's model.
+    """The quantized network, ready to be called like the user's model: on the CPU, wherever it was calibrated.
 
     engine   "auto" compiles, checks and times all that can be used here and takes the fastest: see `choose_engine`.
              What it found is logged, and is the `choice` of the network that comes back
@@ -38,6 +39,7 @@ def compile(
     raises   QuantizationError for an unknown engine, one whose package is not installed, and one that computes
              something else than the network
     """
+    graph, params = on_cpu(graph), None if params is None else samples_on_cpu(params)
     if engine == AUTO:
         return _fastest(graph, params, check, options)
     if params is None:

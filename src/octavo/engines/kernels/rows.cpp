@@ -11,79 +11,12 @@
 #include <optional>
 
 #include "packed_weights.h"
+#include "rounding.h"
 #include "softmax.h"
 
 namespace {
 
-constexpr float SMALLEST_SCALE = 0x1p-63f;  // of octavo.numerics.scheme
-
-// max|x| of `count` numbers that stand `stride` apart; NaN if one of them is: as integers their order is the same.
-float most_of(const float* x, int64_t count, int64_t stride) {
-  int32_t most = 0;
-  int64_t i = 0;
-#ifdef OCTAVO_VNNI
-  if (stride == 1) {
-    const __m512i positive = _mm512_set1_epi32(0x7fffffff);
-    __m512i all = _mm512_setzero_si512();
-    for (; i + LANES <= count; i += LANES)
-      all = _mm512_max_epi32(all, _mm512_and_si512(positive, _mm512_loadu_si512(x + i)));
-    most = _mm512_reduce_max_epi32(all);
-  }
-#endif
-  for (; i < count; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, x + i * stride, 4);
-    most = std::max(most, bits & 0x7fffffff);
-  }
-  float found;
-  std::memcpy(&found, &most, 4);
-  return found;
-}
-
-// The integers of a scheme without zero-point, ±highest or 0 … highest, stored from `zero` on.
-struct Levels {
-  float highest, lowest;
-  int64_t zero;
-
-  explicit Levels(int64_t highest, bool is_signed)
-      : highest(static_cast<float>(highest)), lowest(is_signed ? -static_cast<float>(highest) : 0), zero(is_signed ? 128 : 0) {}
-
-  float step(float most) const {
-    if (!std::isfinite(most)) return std::numeric_limits<float>::quiet_NaN();
-    return most == 0 ? 1 : std::max(most / highest, SMALLEST_SCALE);
-  }
-};
-
-// `count` numbers, `stride` apart, as bytes on `step`
-void round_to(uint8_t* to, const float* x, int64_t count, int64_t stride, float step, const Levels& by) {
-  const float inverse = 1 / step;
-  int64_t i = 0;
-#ifdef OCTAVO_VNNI
-  if (stride == 1) {
-    const __m512 factor = _mm512_set1_ps(inverse), low = _mm512_set1_ps(by.lowest), high = _mm512_set1_ps(by.highest);
-    const __m512i zero = _mm512_set1_epi32(static_cast<int>(by.zero));
-    for (; i + LANES <= count; i += LANES) {
-      const __m512 q = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor), low), high);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(q), zero)));
-    }
-  }
-#endif
-  for (; i < count; ++i) {
-    const float q = std::nearbyint(std::min(std::max(x[i * stride] * inverse, by.lowest), by.highest));
-    to[i] = static_cast<uint8_t>(static_cast<int64_t>(q) + by.zero);
-  }
-}
-
-// Rows of a left operand, rounded: [rows, depth] from x[row · sr + k · sk], a step for each
-void round_rows(std::vector<uint8_t>& to, float* steps, const float* x, int64_t rows, int64_t k, int64_t depth, int64_t sr,
-                int64_t sk, const Levels& by) {
-  to.resize(rows * depth);
-  for (int64_t row = 0; row < rows; ++row) {
-    steps[row] = by.step(most_of(x + row * sr, k, sk));
-    round_to(to.data() + row * depth, x + row * sr, k, sk, steps[row], by);
-    std::memset(to.data() + row * depth + k, 0, depth - k);
-  }
-}
+constexpr int64_t LEFT = 1 << 18, RIGHT = 1 << 17;  // bytes of a linear's operands that stay in the second cache together
 
 // What is done to the results of a linear: nothing, max(x, 0), or x · Φ(x).
 enum class Post { none, relu, gelu };
@@ -142,39 +75,6 @@ Write writer(c10::string_view post) {
   return post == "relu" ? &write_scaled<Post::relu> : post == "gelu" ? &write_scaled<Post::gelu> : &write_scaled<>;
 }
 
-// Columns of a right operand, rounded: [k, columns] from x[row · sk + column], a step for each
-void round_columns(std::vector<uint8_t>& to, float* steps, const float* x, int64_t k, int64_t columns, int64_t sk,
-                   const Levels& by) {
-  to.resize(k * columns);
-  int64_t n = 0;
-#ifdef OCTAVO_VNNI
-  const __m512 low = _mm512_set1_ps(by.lowest), high = _mm512_set1_ps(by.highest);
-  const __m512i positive = _mm512_set1_epi32(0x7fffffff), zero = _mm512_set1_epi32(static_cast<int>(by.zero));
-  for (; n + LANES <= columns; n += LANES) {
-    __m512i most = _mm512_setzero_si512();
-    for (int64_t row = 0; row < k; ++row)
-      most = _mm512_max_epi32(most, _mm512_and_si512(positive, _mm512_loadu_si512(x + row * sk + n)));
-    float found[LANES];
-    _mm512_storeu_si512(found, most);
-    for (int64_t i = 0; i < LANES; ++i) steps[n + i] = by.step(found[i]);
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_loadu_ps(steps + n));
-    for (int64_t row = 0; row < k; ++row) {
-      const __m512 q = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(x + row * sk + n), inverse), low), high);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to.data() + row * columns + n),
-                       _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(q), zero)));
-    }
-  }
-#endif
-  for (; n < columns; ++n) {
-    steps[n] = by.step(most_of(x + n, k, sk));
-    const float inverse = 1 / steps[n];
-    for (int64_t row = 0; row < k; ++row) {
-      const float q = std::nearbyint(std::min(std::max(x[row * sk + n] * inverse, by.lowest), by.highest));
-      to[row * columns + n] = static_cast<uint8_t>(static_cast<int64_t>(q) + by.zero);
-    }
-  }
-}
-
 // int8 [N, K] as bytes of packed columns, their starts behind them
 Tensor packed(const Tensor& weight, int64_t zero) {
   const int64_t N = weight.size(0), K = weight.size(1);
@@ -196,43 +96,79 @@ PackedWeights& weights_of_rows() {
   return *weights;
 }
 
+// What a linear multiplies with: weight [K, N], packed, and what is done to the sums of its columns
+struct Right {
+  int64_t K, N, depth, columns;
+  const int8_t* values;
+  const int32_t* starts;
+  const float *scales, *bias;
+  Write write;
+
+  Columns part(int64_t column, int64_t width) const { return {depth, width, columns, values + column * 4, starts + column}; }
+  const float* bias_of(int64_t column) const { return bias == nullptr ? nullptr : bias + column; }
+};
+
+// Scratch of one thread: rows in bytes, their steps, and sums of some of them
+struct Scratch {
+  std::vector<uint8_t> bytes;
+  std::vector<float> steps;
+  std::vector<int32_t> sums;
+};
+
+// Columns first … last of the results of some rows, x [rows, K] → to[row · N + column]: the rows as bytes, then a few
+// columns by all of them, which stay in the cache, then the next.
+void multiply_rows(const float* x, int64_t rows, const Levels& by, const Right& right, int64_t first, int64_t last, float* to,
+                   Scratch& scratch) {
+  const int64_t depth = right.depth, panel = WIDE * LANES, narrow = std::max(panel, RIGHT / depth / panel * panel);
+  auto& [bytes, steps, sums] = scratch;
+  bytes.resize(rows * depth);
+  steps.resize(rows);
+  sums.resize(BLOCK * narrow);
+  round_rows(bytes.data(), steps.data(), x, rows, right.K, depth, right.K, 1, by);
+  for (int64_t column = first; column < last; column += narrow) {
+    const Columns part = right.part(column, std::min(narrow, round_up(last - column, LANES)));
+    const int64_t width = std::min(part.columns, right.N - column);
+    for (int64_t row = 0; row < rows; row += BLOCK) {
+      const int64_t count = std::min(BLOCK, rows - row);
+      multiply(bytes.data() + row * depth, depth, count, right.K, 0, part, sums.data(), narrow);
+      for (int64_t i = 0; i < count; ++i)
+        right.write(sums.data() + i * narrow, width, steps[row + i], right.scales + column, right.bias_of(column),
+                    to + (row + i) * right.N + column);
+    }
+  }
+}
+
 // x float32 [..., K], rounded by rows to ±highest or 0 … highest, · weight int8 [N, K]ᵀ · scales [N] + bias [N], through
 // `post`
 Tensor linear_rows(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& bias, int64_t highest,
                    bool is_signed, c10::string_view post) {
-  const Write write = writer(post);
-  TORCH_CHECK(x.dim() > 0 && x.scalar_type() == at::kFloat && x.size(-1) == weight.size(1) && scales.numel() == weight.size(0),
+  const int64_t K = weight.size(1), N = weight.size(0), depth = round_up(K, 4), columns = round_up(N, LANES);
+  TORCH_CHECK(x.dim() > 0 && K > 0 && x.scalar_type() == at::kFloat && x.size(-1) == K && scales.numel() == N,
               "int8 linear of rows: shapes or types do not fit");
   const Levels by(highest, is_signed);
-  const int64_t K = weight.size(1), N = weight.size(0), M = K == 0 ? 0 : x.numel() / K;
-  const Tensor rows = x.contiguous();
+  const int64_t M = x.numel() / K;
+  const Tensor from = x.contiguous();
+  const Tensor stored = weights_of_rows().get(weight, 0, by.zero, [&] { return packed(weight, by.zero); }).first;
+  const auto* values = stored.const_data_ptr<int8_t>();
+  const Right right{K, N, depth, columns, values, reinterpret_cast<const int32_t*>(values + depth * columns),
+                    scales.const_data_ptr<float>(), bias.has_value() ? bias->const_data_ptr<float>() : nullptr, writer(post)};
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = N;
   Tensor out = at::empty(sizes, x.options());
-  const Tensor stored = weights_of_rows().get(weight, 0, by.zero, [&] { return packed(weight, by.zero); }).first;
-  const int64_t depth = round_up(K, 4), columns = round_up(N, LANES);
-  const auto* values = stored.const_data_ptr<int8_t>();
-  const auto* starts = reinterpret_cast<const int32_t*>(values + depth * columns);
+  const float* const rows = from.const_data_ptr<float>();
+  float* const to = out.data_ptr<float>();
   // Rows are shared evenly; where there are fewer than threads need, columns as well.
   const int64_t threads = at::get_num_threads(), tall = std::clamp<int64_t>((M + BLOCK - 1) / BLOCK, 1, threads);
   const int64_t wide = std::clamp<int64_t>(threads / tall, 1, columns / LANES);
   const int64_t height = (M + tall - 1) / tall, width = round_up((columns + wide - 1) / wide, LANES);
+  const int64_t together = std::max(BLOCK, LEFT / depth / BLOCK * BLOCK);
   at::parallel_for(0, M == 0 ? 0 : tall * wide, 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> bytes;
-    std::vector<int32_t> sums(BLOCK * width);
-    float steps[BLOCK];
+    Scratch scratch;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t last = std::min(task / wide * height + height, M), column = task % wide * width;
-      const Columns part{depth, std::min(width, columns - column), columns, values + column * 4, starts + column};
-      for (int64_t first = task / wide * height; first < last && column < N; first += BLOCK) {
-        const int64_t count = std::min(BLOCK, last - first);
-        round_rows(bytes, steps, rows.const_data_ptr<float>() + first * K, count, K, depth, K, 1, by);
-        multiply(bytes.data(), depth, count, K, 0, part, sums.data(), width);
-        for (int64_t i = 0; i < count; ++i)
-          write(sums.data() + i * width, std::min(part.columns, N - column), steps[i], scales.const_data_ptr<float>() + column,
-                bias.has_value() ? bias->const_data_ptr<float>() + column : nullptr,
-                out.data_ptr<float>() + (first + i) * N + column);
-      }
+      const int64_t last = std::min(task / wide * height + height, M), left = task % wide * width;
+      for (int64_t first = task / wide * height; first < last && left < N; first += together)
+        multiply_rows(rows + first * K, std::min(together, last - first), by, right, left, std::min(left + width, N), to + first * N,
+                      scratch);
     }
   });
   return out;
@@ -262,29 +198,31 @@ Tensor attention_rows(const Tensor& q, const Tensor& k, const Tensor& v, const s
     Between between;
     std::vector<uint8_t> bytes, queries;
     std::vector<float> shifts, k_steps, v_steps;
+    queries.resize(BLOCK * depth);
     float q_steps[BLOCK], w_steps[BLOCK], spoiled = 0;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / cut / H, h = task / cut % H, first = task % cut * height;
       if (task == begin || task % cut == 0) {
         k_steps.assign(round_up(T, LANES), 0);
         v_steps.resize(E);
-        round_rows(bytes, k_steps.data(), floats(k, b, h), T, D, depth, k.stride(2), k.stride(3), by_k);
+        bytes.resize(T * std::max(depth, E));
+        round_rows(bytes.data(), k_steps.data(), floats(k, b, h), T, D, depth, k.stride(2), k.stride(3), by_k);
         pack(keys, bytes.data(), D, T, 1, depth, 0, by_q.zero);
         if (v.stride(3) == 1) {
-          round_columns(bytes, v_steps.data(), floats(v, b, h), T, E, v.stride(2), by_v);
+          round_columns(bytes.data(), v_steps.data(), floats(v, b, h), T, E, v.stride(2), by_v);
           pack(values, bytes.data(), T, E, E, 1, 0, 0);
         } else {
-          round_rows(bytes, v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
+          round_rows(bytes.data(), v_steps.data(), floats(v, b, h), E, T, T, v.stride(3), v.stride(2), by_v);
           pack(values, bytes.data(), T, E, 1, T, 0, 0);
         }
         spoiled = 0;
-        for (int64_t n = 0; n < T; ++n) spoiled += 0 * k_steps[n];  // NaN, if one of them is
+        for (int64_t n = 0; n < T; ++n) spoiled = std::isnan(k_steps[n]) ? k_steps[n] : spoiled;
         added.begin(shifts, keys.columns, b, h);
         between.reserve(keys, values);
       }
       for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
         const int64_t count = std::min({BLOCK, S - row, first + height - row});
-        round_rows(queries, q_steps, floats(q, b, h) + row * q.stride(2), count, D, depth, q.stride(2), q.stride(3), by_q);
+        round_rows(queries.data(), q_steps, floats(q, b, h) + row * q.stride(2), count, D, depth, q.stride(2), q.stride(3), by_q);
         multiply(queries.data(), depth, count, D, 0, keys.view(), between.scores.data(), keys.columns);
         const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
         for (int64_t i = 0; i < count; i += together) {

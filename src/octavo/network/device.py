@@ -1,0 +1,66 @@
+"""A network that was calibrated on a GPU, on the CPU: engines run there, and files say so."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_map
+
+from octavo.network.calibrate import Params
+from octavo.network.edit import attribute, copy_module, submodule
+from octavo.network.graph import Graph
+
+CPU = torch.device("cpu")
+
+
+def on_cpu(graph: Graph) -> Graph:
+    """`graph`, or a copy of it whose tensors, and those that it makes while it runs, are on the CPU."""
+    nodes = list(graph.module.graph.nodes)
+    if all(device == CPU for node in nodes for device in _devices(node)):
+        return graph
+    module = copy_module(graph.module).to(CPU)
+    for node in module.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, _moved), map_aggregate(node.kwargs, _moved)
+        if "val" in node.meta:
+            node.meta["val"] = tree_map(_moved, node.meta["val"])
+        if node.op == "get_attr":
+            _move_constant(module, node)
+    module.recompile()
+    args, kwargs = tree_map(_moved, (graph.example_args, graph.example_kwargs))
+    return replace(graph, module=module, example_args=args, example_kwargs=kwargs)
+
+
+def samples_on_cpu(params: Params) -> Params:
+    """`params`, whose samples are on the CPU; all else of them always is."""
+    return replace(params, samples=tree_map(_moved, params.samples)) if params.samples else params
+
+
+def _devices(node: Node) -> list[torch.device]:
+    """Where the tensors are that `node` produces, and those that it says it makes."""
+    found: list[torch.device] = []
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, torch.device | Tensor):
+            found.append(leaf if isinstance(leaf, torch.device) else leaf.device)
+        return leaf
+
+    map_aggregate((node.args, node.kwargs), note)
+    tree_map(note, node.meta.get("val"))
+    return found
+
+
+def _moved(leaf: Any) -> Any:
+    if isinstance(leaf, torch.device):
+        return CPU
+    return leaf.to(CPU) if isinstance(leaf, Tensor) else leaf
+
+
+def _move_constant(module: torch.fx.GraphModule, node: Node) -> None:
+    """A tensor that is neither parameter nor buffer does not move with its module."""
+    owner_path, _, leaf = str(node.target).rpartition(".")
+    found = attribute(module, node)
+    if found.device != CPU:
+        setattr(submodule(module, owner_path), leaf, found.to(CPU))

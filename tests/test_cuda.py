@@ -1,0 +1,127 @@
+"""What is done on a GPU is what is done on the CPU: observing, ranges, the simulation, training, repairs."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import octavo
+from conftest import Network
+from octavo.engines import available
+from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.graph import Graph, capture
+from octavo.network.plan import make_plan
+from octavo.network.rule import Rule
+from octavo.network.simulate import simulate
+from octavo.network.target import by_rows, target_for
+from octavo.recovery.repair import REPAIRS, repair
+from octavo.recovery.trainable import trainable
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    """TF32, which convolutions use unless told otherwise, has ten bits: no oracle."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def attention(self: nn.Module, x: Tensor) -> Tensor:
+    batch, tokens, width = x.shape
+    q, k, v = (part(x).view(batch, tokens, 4, width // 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+    weights = (q @ k.transpose(-1, -2) / (width // 4) ** 0.5).softmax(-1)
+    x = x + self.o((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+    return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+def transformer() -> tuple[nn.Module, Tensor]:
+    linears = {name: nn.Linear(32, 32) for name in "qkvo"}
+    return Network(attention, **linears, up=nn.Linear(32, 96), down=nn.Linear(96, 32)).eval(), torch.randn(8, 20, 32)
+
+
+def separable() -> tuple[nn.Module, Tensor]:
+    layers = [
+        nn.Conv2d(3, 8, 1),
+        nn.BatchNorm2d(8),
+        nn.SiLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 5, 1),
+    ]
+    network = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        layers[0].weight.mul_(torch.logspace(-1, 1, 8)[:, None, None, None])
+    return network, torch.randn(8, 3, 12, 12)
+
+
+NETWORKS = {"attention by rows": transformer, "separable by channels": separable}
+
+
+def planned(network: nn.Module, x: Tensor, method: str, bits: int = 8) -> tuple[Graph, Params]:
+    target = target_for("openvino")
+    graph = capture(network, (x,))
+    plan = make_plan(graph, [Rule("*", bits=bits)], target=by_rows(target) if x.ndim == 3 else target)
+    return graph, choose_params(graph, plan, observe(graph, plan, [x[:4], x[4:]]), method)
+
+
+def nearness(wanted: Tensor, found: Tensor) -> float:
+    wanted, found = wanted.detach().cpu().double(), found.detach().cpu().double()
+    return 10 * float((wanted.square().sum() / (wanted - found).square().sum().clamp(min=1e-300)).log10())
+
+
+@pytest.mark.parametrize("method", ["max", "entropy", "99.99"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_ranges_and_the_same_integers(name: str, method: str) -> None:
+    network, x = NETWORKS[name]()
+    graph, params = planned(copy.deepcopy(network).cuda(), x.cuda(), method)
+    there, wanted = planned(network, x, method)
+    assert params.values.keys() == wanted.values.keys()
+    for site, value in wanted.values.items():
+        # A last bit of a product moves a value into the next bucket of its histogram, a percent away at most.
+        torch.testing.assert_close(params.values[site].scale, value.scale, rtol=0.02, atol=0)
+    found = simulate(graph, params)(x.cuda())
+    assert found.is_cuda
+    assert nearness(simulate(there, params)(x), found) > 35  # a value at a tie is the next integer
+    assert nearness(network(x), found) > 20
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_trains(name: str) -> None:
+    network, x = NETWORKS[name]()
+    graph, params = planned(network.cuda(), x.cuda(), "max", bits=4)
+    with torch.no_grad():
+        wanted = network(x.cuda())
+    student = trainable(graph, params, ranges="learned")
+    optimizer, losses = torch.optim.Adam(student.parameters(), lr=1e-3), []
+    for _ in range(60):
+        loss = (student(x.cuda()) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_repairs_stay_on_the_device(name: str) -> None:
+    network, x = separable()
+    graph, params = planned(network.cuda(), x.cuda(), "max")
+    wanted, before = network(x.cuda()), simulate(graph, params)(x.cuda())
+    found = simulate(*repair(graph, params, [x.cuda()], [name]))(x.cuda())
+    assert found.is_cuda
+    assert nearness(wanted, found) > nearness(wanted, before) - 1
+
+
+@pytest.mark.parametrize("engine", [name for name in available() if name != "tensorrt"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_was_calibrated_on_a_gpu_runs_on_every_engine_of_the_cpu(name: str, engine: str, tmp_path) -> None:
+    network, x = NETWORKS[name]()
+    graph, params = planned(network.cuda(), x.cuda(), "max")
+    wanted = simulate(graph, params)(x.cuda())
+    assert nearness(wanted, octavo.compile(graph, params, engine=engine)(x)) > 30
+    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    assert nearness(wanted, octavo.load(tmp_path / "net.octavo")(x)) > 30
+    assert graph.device.type == "cuda"  # what was given stays where it is
