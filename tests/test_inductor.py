@@ -308,13 +308,6 @@ def test_convolutions_and_the_float_network_compile() -> None:
     assert torch.allclose(compile(graph, None, engine="inductor")(*example), model(*example), atol=1e-5)
 
 
-def test_a_network_elsewhere_is_refused() -> None:
-    graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
-    graph.module.to("meta")
-    with pytest.raises(QuantizationError, match=r"on meta, and the integer kernels are for the CPU; capture model.cpu"):
-        compile(graph, params, engine="inductor")
-
-
 def test_no_compiler_is_said_plainly(monkeypatch) -> None:
     monkeypatch.setattr("octavo.engines.compiler", lambda: None)
     graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))

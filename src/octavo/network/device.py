@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, submodule
 from octavo.network.graph import Graph
@@ -17,9 +18,19 @@ CPU = torch.device("cpu")
 
 
 def on_cpu(graph: Graph) -> Graph:
-    """`graph`, or a copy of it whose tensors, and those that it makes while it runs, are on the CPU."""
-    nodes = list(graph.module.graph.nodes)
-    if all(device == CPU for node in nodes for device in _devices(node)):
+    """`graph`, or a copy of it whose tensors, and those that it makes while it runs, are on the CPU.
+
+    raises  QuantizationError if tensors of it hold no values
+    """
+    held = {tensor.device for tensor in (*graph.module.parameters(), *graph.module.buffers())}
+    if any(device.type == "meta" for device in held):
+        raise QuantizationError(
+            asked="compile, export or save a network",
+            seen="it is on the meta device, which holds no values",
+            remedy="load its weights before it is captured",
+        )
+    made = {device for node in graph.module.graph.nodes for device in _devices(node)}
+    if held | made <= {CPU}:
         return graph
     module = copy_module(graph.module).to(CPU)
     for node in module.graph.nodes:
@@ -35,7 +46,8 @@ def on_cpu(graph: Graph) -> Graph:
 
 def samples_on_cpu(params: Params) -> Params:
     """`params`, whose samples are on the CPU; all else of them always is."""
-    return replace(params, samples=tree_map(_moved, params.samples)) if params.samples else params
+    devices = {leaf.device for leaf in tree_leaves(params.samples) if isinstance(leaf, Tensor)}
+    return params if devices <= {CPU} else replace(params, samples=tree_map(_moved, params.samples))
 
 
 def _devices(node: Node) -> list[torch.device]:
