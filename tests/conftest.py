@@ -78,6 +78,32 @@ class Network(nn.Module):
         return self.function(self, *inputs)
 
 
+def _attention(self: nn.Module, x: Tensor) -> Tensor:
+    """Self-attention of four heads, and a feed-forward network."""
+    batch, tokens, width = x.shape
+    y = self.norm(x)
+    q, k, v = (part(y).view(batch, tokens, 4, width // 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+    weights = (q @ k.transpose(-1, -2) / (width // 4) ** 0.5).softmax(-1)
+    x = x + self.o((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+    return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+def transformer(width: int = 32) -> Network:
+    linears = {name: nn.Linear(width, width) for name in "qkvo"}
+    up, down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width, bias=False)
+    return Network(_attention, norm=nn.LayerNorm(width), **linears, up=up, down=down).eval()
+
+
+def separable(channels: int = 8, **depthwise: Any) -> nn.Sequential:
+    """1×1, SiLU, depthwise 3×3, ReLU6, 1×1, with channels of very different size in between."""
+    expand, middle = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 3, groups=channels, **depthwise)
+    with torch.no_grad():
+        sizes = torch.logspace(-1.5, 1.5, channels)
+        expand.weight.mul_(sizes.reshape(-1, 1, 1, 1))
+        middle.weight.div_(sizes.reshape(-1, 1, 1, 1))
+    return nn.Sequential(expand, nn.SiLU(), middle, nn.ReLU6(), nn.Conv2d(channels, 4, 1)).eval()
+
+
 class BasicBlock(nn.Module):
     """relu(norm2(conv2(relu(norm1(conv1(x))))) + skip), as in ResNet; 1×1 convolution in the skip if `downsample`."""
 

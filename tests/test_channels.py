@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import octavo
-from conftest import runs_here
+from conftest import runs_here, separable
 from octavo.engines import available
 from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
@@ -134,16 +134,6 @@ def test_every_method_on_a_channel_is_near_that_on_all_its_values(method) -> Non
 
 
 # ---- placing
-
-
-def separable(channels: int = 8, **depthwise) -> nn.Sequential:
-    """1×1, SiLU, depthwise 3×3, ReLU6, 1×1, with channels of very different size in between."""
-    expand, middle = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 3, groups=channels, **depthwise)
-    with torch.no_grad():
-        sizes = torch.logspace(-1.5, 1.5, channels)
-        expand.weight.mul_(sizes.reshape(-1, 1, 1, 1))
-        middle.weight.div_(sizes.reshape(-1, 1, 1, 1))
-    return nn.Sequential(expand, nn.SiLU(), middle, nn.ReLU6(), nn.Conv2d(channels, 4, 1)).eval()
 
 
 def scheme_at(plan, site) -> Scheme:

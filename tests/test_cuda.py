@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from conftest import Network
+from conftest import separable, transformer
 from octavo.engines import available
 from octavo.network.calibrate import Params, choose_params, observe
 from octavo.network.graph import Graph, capture
@@ -29,35 +29,10 @@ def _exact_products() -> Iterator[None]:
         yield
 
 
-def attention(self: nn.Module, x: Tensor) -> Tensor:
-    batch, tokens, width = x.shape
-    q, k, v = (part(x).view(batch, tokens, 4, width // 4).transpose(1, 2) for part in (self.q, self.k, self.v))
-    weights = (q @ k.transpose(-1, -2) / (width // 4) ** 0.5).softmax(-1)
-    x = x + self.o((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
-    return x + self.down(nn.functional.gelu(self.up(x)))
-
-
-def transformer() -> tuple[nn.Module, Tensor]:
-    linears = {name: nn.Linear(32, 32) for name in "qkvo"}
-    return Network(attention, **linears, up=nn.Linear(32, 96), down=nn.Linear(96, 32)).eval(), torch.randn(8, 20, 32)
-
-
-def separable() -> tuple[nn.Module, Tensor]:
-    layers = [
-        nn.Conv2d(3, 8, 1),
-        nn.BatchNorm2d(8),
-        nn.SiLU(),
-        nn.Conv2d(8, 8, 3, groups=8),
-        nn.ReLU6(),
-        nn.Conv2d(8, 5, 1),
-    ]
-    network = nn.Sequential(*layers).eval()
-    with torch.no_grad():
-        layers[0].weight.mul_(torch.logspace(-1, 1, 8)[:, None, None, None])
-    return network, torch.randn(8, 3, 12, 12)
-
-
-NETWORKS = {"attention by rows": transformer, "separable by channels": separable}
+NETWORKS = {
+    "attention by rows": lambda: (transformer(), torch.randn(8, 20, 32)),
+    "separable by channels": lambda: (separable(), torch.randn(8, 3, 12, 12)),
+}
 
 
 def planned(network: nn.Module, x: Tensor, method: str, bits: int = 8) -> tuple[Graph, Params]:
@@ -107,7 +82,7 @@ def test_it_trains(name: str) -> None:
 
 @pytest.mark.parametrize("name", REPAIRS)
 def test_repairs_stay_on_the_device(name: str) -> None:
-    network, x = separable()
+    network, x = NETWORKS["separable by channels"]()
     graph, params = planned(network.cuda(), x.cuda(), "max")
     wanted, before = network(x.cuda()), simulate(graph, params)(x.cuda())
     found = simulate(*repair(graph, params, [x.cuda()], [name]))(x.cuda())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from conftest import Network
+from conftest import Network, transformer
 from octavo.engines import available
 from octavo.engines.onnx import export_onnx
 from octavo.engines.rows import with_rows_scaled
@@ -28,22 +28,6 @@ from octavo.recovery.trainable import trainable, trained
 
 ROWS = Scheme(rows=True)
 ENGINES = [name for name in available() if name != "tensorrt"]
-
-
-def attention(self: nn.Module, x: Tensor) -> Tensor:
-    """Self-attention of four heads, and a feed-forward network."""
-    batch, tokens, width = x.shape
-    y = self.norm(x)
-    q, k, v = (part(y).view(batch, tokens, 4, width // 4).transpose(1, 2) for part in (self.q, self.k, self.v))
-    weights = (q @ k.transpose(-1, -2) / (width // 4) ** 0.5).softmax(-1)
-    x = x + self.o((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
-    return x + self.down(nn.functional.gelu(self.up(x)))
-
-
-def transformer(width: int = 32) -> Network:
-    linears = {name: nn.Linear(width, width) for name in "qkvo"}
-    up, down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width, bias=False)
-    return Network(attention, norm=nn.LayerNorm(width), **linears, up=up, down=down).eval()
 
 
 def planned(

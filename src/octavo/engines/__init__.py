@@ -11,7 +11,7 @@ from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.calibrate import Params
-from octavo.network.device import on_cpu, samples_on_cpu
+from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
 from octavo.network.origin import Origin, remember
@@ -98,7 +98,7 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
         )
     if row.vectorized and params is not None and adds_int8_pairs_in_16_bits():
         _warn_of_overflow(params)
-    graph, params = on_cpu(graph), None if params is None else samples_on_cpu(params)
+    graph, params = on_cpu(graph, params)
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
     compiled = build(graph, params, **options)
     return remember(compiled, Origin(graph=graph, params=params, engine=engine))

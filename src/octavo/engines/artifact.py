@@ -43,7 +43,7 @@ from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.calibrate import Params
 from octavo.network.cost import LIMITS, Limits
-from octavo.network.device import on_cpu, samples_on_cpu
+from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.origin import origin_of
 from octavo.network.plan import Plan
@@ -96,7 +96,7 @@ def save(
             remedy="choose one of them",
         )
     check_free(Path(path), form)
-    graph, params = on_cpu(graph), samples_on_cpu(params)
+    graph, params = on_cpu(graph, params)
     store = TensorStore()
     samples, shown = evidence(graph, params)
     record = NetworkRecord(

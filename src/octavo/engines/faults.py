@@ -18,7 +18,7 @@ from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreem
 from octavo.engines.sites import returning_sites, sources_of
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import Params
-from octavo.network.device import on_cpu, samples_on_cpu
+from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.origin import Origin, remember
 from octavo.network.partial import keep_float, layers, layers_of_nodes
@@ -45,7 +45,7 @@ def compile_right(
     warns     UserWarning naming the layers that were left in float because of the engine
     raises    EngineFaultError if the engine is wrong with every plan that was tried
     """
-    graph, params = on_cpu(graph), samples_on_cpu(params)
+    graph, params = on_cpu(graph, params)
     calls = calls_of(graph, params.samples)
     network = engines.compile(graph, params, engine=engine, **options)
     near_tie = max(engines.ENGINES[engine].near_tie, COARSE if options.get("precision") == "bf16" else 0.0)

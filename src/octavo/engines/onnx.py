@@ -48,7 +48,7 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     path    also write the model there
     raises  QuantizationError for an operation that ONNX cannot express
     """
-    graph = on_cpu(graph)
+    graph, params = on_cpu(graph, params)
     module = _with_onnx_operators(graph, params)
     exported = exported_again(graph, module)
     program = _translated(graph, exported)

@@ -1,7 +1,7 @@
 """A network that was calibrated on a GPU, on the CPU: engines run there, and files say so."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +15,18 @@ from octavo.network.edit import attribute, copy_module, submodule
 from octavo.network.graph import Graph
 
 CPU = torch.device("cpu")
+Known = TypeVar("Known", Params, Params | None)
 
 
-def on_cpu(graph: Graph) -> Graph:
-    """`graph`, or a copy of it whose tensors, and those that it makes while it runs, are on the CPU.
+def on_cpu(graph: Graph, params: Known) -> tuple[Graph, Known]:
+    """Both as they are, or copies whose tensors, and those that the network makes while it runs, are on the CPU.
 
-    raises  QuantizationError if tensors of it hold no values
+    raises  QuantizationError if tensors of the network hold no values
     """
+    return _network(graph), None if params is None else _parameters(params)
+
+
+def _network(graph: Graph) -> Graph:
     held = {tensor.device for tensor in (*graph.module.parameters(), *graph.module.buffers())}
     if any(device.type == "meta" for device in held):
         raise QuantizationError(
@@ -44,8 +49,8 @@ def on_cpu(graph: Graph) -> Graph:
     return replace(graph, module=module, example_args=args, example_kwargs=kwargs)
 
 
-def samples_on_cpu(params: Params) -> Params:
-    """`params`, whose samples are on the CPU; all else of them always is."""
+def _parameters(params: Params) -> Params:
+    """Their samples: all else of them is always there."""
     devices = {leaf.device for leaf in tree_leaves(params.samples) if isinstance(leaf, Tensor)}
     return params if devices <= {CPU} else replace(params, samples=tree_map(_moved, params.samples))
 

@@ -174,6 +174,11 @@ def fake_quantize(x: Tensor, params: QParams) -> Tensor:
     raises   QuantizationError if x's shape does not fit the parameters
     """
     _check_shape(params, x.shape)
+    return round_by(x, params)
+
+
+def round_by(x: Tensor, params: QParams) -> Tensor:
+    """`fake_quantize` without its check of shapes, and by rows also where their scales are not known yet."""
     return round_through(x, params.scale.to(x.device), params.zero_point.to(x.device), params.scheme)
 
 

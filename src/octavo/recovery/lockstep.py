@@ -22,7 +22,7 @@ from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, emit_parameter, forget_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import operation
-from octavo.numerics.affine import QParams, round_through
+from octavo.numerics.affine import QParams, round_by
 from octavo.recovery.stepwise import Operation, Values, call, last_readers, operations, read_again, run
 
 OUTPUT_AXIS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": -1}  # of the channels that a layer returns
@@ -92,8 +92,7 @@ class Layer:
         return found
 
     def _rounded(self, x: Tensor, name: str) -> Tensor:
-        params = self.scales[name]
-        return round_through(x, params.scale.to(x.device), params.zero_point.to(x.device), params.scheme)
+        return round_by(x, self.scales[name])
 
     def set_weight(self, values: Tensor) -> None:
         """Write its weight."""

@@ -19,7 +19,7 @@ from octavo.network.graph import Graph, network_inputs
 from octavo.network.insert import check_belongs
 from octavo.network.operations import OUTPUT, operands
 from octavo.network.rule import Site
-from octavo.numerics.affine import QParams, round_through
+from octavo.numerics.affine import QParams, round_by
 
 Values = Mapping[Node, Any]
 
@@ -96,7 +96,7 @@ def run(graph: Graph, batch: Any, call: Callable[[Node, Values], Any] = call) ->
 
 def rounded_call(operation: Operation, values: Values) -> tuple[Any, float]:
     """(what the operation returns if all that its plan quantizes is rounded, seconds that this call in float took)."""
-    rounded = {source: _rounded(values[source], params) for source, params in operation.rounding.items()}
+    rounded = {source: round_by(values[source], params) for source, params in operation.rounding.items()}
     _wait(rounded)
     start = time.perf_counter()
     result = call(operation.node, ChainMap(rounded, values))  # type: ignore[arg-type]
@@ -159,10 +159,6 @@ def _inputs(graph: Graph, batch: Any) -> list[Any]:
     leaves = tree_leaves((args, {name: kwargs[name] for name in graph.example_kwargs}))
     device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
     return [leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-def _rounded(x: Tensor, params: QParams) -> Tensor:
-    return round_through(x, params.scale.to(x.device), params.zero_point.to(x.device), params.scheme)
 
 
 def _wait(rounded: Mapping[Node, Tensor]) -> None:

@@ -88,7 +88,7 @@ class LearnedRange(nn.Module):
     def params(self) -> QParams:
         """What it has learned."""
         shape = [] if self.scheme.axis is None else [-1]
-        scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape(shape).cpu()
+        scale = self.scale.detach().abs().clamp(min=SMALLEST_SCALE).reshape(shape)
         return QParams(scale=scale, zero_point=self.zero_point.reshape(shape).int(), scheme=self.scheme)
 
 

@@ -15,7 +15,7 @@ from octavo.engines.faults import EngineFaultError, compile_right
 from octavo.errors import QuantizationError
 from octavo.files import write
 from octavo.network.calibrate import Params
-from octavo.network.device import on_cpu, samples_on_cpu
+from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.samples import calls_of
 from octavo.workflow.race import choose_engine
@@ -39,7 +39,6 @@ def compile(
     raises   QuantizationError for an unknown engine, one whose package is not installed, and one that computes
              something else than the network
     """
-    graph, params = on_cpu(graph), None if params is None else samples_on_cpu(params)
     if engine == AUTO:
         return _fastest(graph, params, check, options)
     if params is None:
@@ -64,6 +63,7 @@ def _fastest(graph: Graph, params: Params | None, check: bool, options: dict[str
 
 def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> engines.Compiled:
     """The float network; in float32 there is nothing to round, and it has to be the user's."""
+    graph, _ = on_cpu(graph, None)
     network = engines.compile(graph, None, engine=engine, **options)
     if not check or options.get("precision", "f32") != "f32":
         return network

@@ -19,6 +19,7 @@ from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
 from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.device import on_cpu
 from octavo.network.digest import digest_of_graph
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import SIMULATION
@@ -81,6 +82,7 @@ def choose_engine(
             seen="there has to be one",
             remedy="leave it as it is by default",
         )
+    graph, params = on_cpu(graph, params)
     args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
     contestants = dict.fromkeys(_integer(), params)
     candidates, latencies, rejected = _race(graph, contestants, (args, kwargs), check=check, rounds=rounds)
