@@ -128,6 +128,41 @@ def test_scratch_is_gone_after_its_block(tmp_path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_writer_whose_new_folder_another_is_sweeping_takes_a_new_one(tmp_path, monkeypatch) -> None:
+    """The sweeper came between the making of the folder and its lock, and has not yet removed it."""
+    sweepers = []
+    mkdir = Path.mkdir
+
+    def made(path: Path, *args, **kwargs) -> None:
+        mkdir(path, *args, **kwargs)
+        if path.name.startswith(files.PREFIX) and not sweepers:
+            sweepers.append(files.FileLock(path / files.LOCK))
+            sweepers[0].acquire(timeout=0)
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    with scratch(tmp_path) as folder:
+        swept = Path(sweepers[0].lock_file).parent
+        assert names(tmp_path) == sorted([folder.name, swept.name])
+    sweepers[0].release()
+
+
+SCRATCHES = """
+import sys
+from pathlib import Path
+from octavo.files import scratch
+for _ in range(100):
+    with scratch(Path(sys.argv[1])) as folder:
+        (folder / "mine").write_text("")
+"""
+
+
+def test_processes_that_write_and_sweep_at_once_leave_each_other_alone(tmp_path) -> None:
+    command = [sys.executable, "-c", SCRATCHES, tmp_path]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate(timeout=100)[1] for process in processes] == [""] * 4
+    assert names(tmp_path) == []
+
+
 def test_what_was_built_is_built_again_only_if_it_is_not_whole(tmp_path) -> None:
     calls = []
 

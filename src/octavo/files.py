@@ -36,9 +36,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
-        shutil.rmtree(folder, ignore_errors=True)  # where an open file cannot be removed
+        _remove(folder, lock)
 
 
 @contextmanager
@@ -72,9 +70,7 @@ def sweep(parent: Path) -> None:
             for former in folder.glob(f"{FORMER}/*"):
                 if not (parent / former.name).exists():
                     former.rename(parent / former.name)
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, lock)
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -133,14 +129,19 @@ def said_of(path: Path) -> Iterator[None]:
 
 
 def _claimed(parent: Path) -> tuple[Path, FileLock]:
-    """A new scratch folder and the lock that says that its writer lives."""
+    """A new scratch folder and the lock that says that its writer lives.
+
+    Another may sweep the folder before it is locked; then that one removes it, and the writer makes another.
+    """
     while True:
         folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
         folder.mkdir(mode=0o700)
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
-        except (OSError, Timeout):  # somebody sweeps: it was not locked yet
+        except Timeout:
+            continue
+        except OSError:
             if not folder.exists():
                 continue
             shutil.rmtree(folder, ignore_errors=True)
@@ -148,6 +149,14 @@ def _claimed(parent: Path) -> tuple[Path, FileLock]:
         if (folder / LOCK).exists():
             return folder, lock
         lock.release()
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    """Remove a scratch folder and free its lock, which is held until nothing is left that could be another's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    if os.name == "nt":  # an open file cannot be removed there, nor the folder come back meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exchanged(a: Path, b: Path) -> bool:
