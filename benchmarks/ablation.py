@@ -4,7 +4,7 @@
 
 The steps: float → one scale for each tensor → one for each channel in front of depthwise convolutions (the default)
 → repairs; and, where linears and matmuls are most of the network, rows on scales taken while it runs. Repairs start
-from the best calibration with scales of channels; each of `octavo.REPAIRS` (or of `--repairs`) is tried in turn and
+from the best calibration with scales of channels or rows; each of `octavo.REPAIRS` (or of `--repairs`) is tried in turn and
 kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So the best method and
 the repairs are chosen by the samples that score them, which is a little too kind. NNCF, beside them by default and with
 its mixed preset, chooses nothing.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,19 +138,15 @@ class Ablation:
                     self.record.add(lambda one=one, method=method: one.calibrated(method), **facts)
             if repairs:
                 facts = {"network": self.name, "engine": engine, "step": "repairs"}
-                self.record.add(lambda one=steps["channel"]: self.repaired(one, methods, repairs), **facts)
+                self.record.add(lambda steps=steps: self.repaired(steps, methods, repairs), **facts)
 
     def by_nncf(self, step: str) -> dict[str, Any]:
         return self.judged(quantized_by_nncf(self.float_network, self.graph, self.scored, step, self.record.peers))
 
-    def repaired(self, step: "Step", methods: Sequence[str], repairs: Sequence[str]) -> dict[str, Any]:
+    def repaired(self, steps: "dict[str, Step]", methods: Sequence[str], repairs: Sequence[str]) -> dict[str, Any]:
         """The row of the best calibration with those repairs that the metric kept, and the metric of each trial."""
-        facts = {"network": self.name, "engine": step.engine, "step": "channel"}
-        rows = [self.record.find(**facts, method=method) for method in methods]
-        sound = [row for row in rows if row is not None and "value" in row]
-        if not sound:
-            raise QuantizationError(asked="repair", seen="no calibration was measured", remedy="look at their rows")
-        best = max(sound, key=lambda row: row["value"])
+        best = self.best(steps["channel"].engine, methods)
+        step = steps[best["step"]]
         state, batches = (self.graph, step.params(best["method"])), for_repairs(self.graph, self.scored.calibration())
         kept, tried = list[str](), dict[str, float]()
         row = {key: value for key, value in best.items() if key not in FACTS}
@@ -161,7 +158,17 @@ class Ablation:
             if now["value"] > row["value"]:
                 row, state = now, found
                 kept.append(name)
-        return row | {"method": best["method"], "kept": kept, "tried": tried}
+        return row | {"method": best["method"], "from": best["step"], "kept": kept, "tried": tried}
+
+    def best(self, engine: str, methods: Sequence[str]) -> dict[str, Any]:
+        """The row of the best calibration with scales of channels or rows."""
+        asked = product(("channel", "rows"), methods)
+        facts = {"network": self.name, "engine": engine}
+        rows = [self.record.find(**facts, step=step, method=method) for step, method in asked]
+        sound = [row for row in rows if row is not None and "value" in row]
+        if not sound:
+            raise QuantizationError(asked="repair", seen="no calibration was measured", remedy="look at their rows")
+        return max(sound, key=lambda row: row["value"])
 
 
 @dataclass(frozen=True)
