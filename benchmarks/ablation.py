@@ -4,10 +4,10 @@
 
 The steps: float → one scale for each tensor → one for each channel in front of depthwise convolutions (the default)
 → repairs; and, where linears and matmuls are most of the network, rows on scales taken while it runs. Repairs start
-from the best calibration with scales of channels or rows; each of `octavo.REPAIRS` (or of `--repairs`) is tried in turn and
-kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So the best method and
-the repairs are chosen by the samples that score them, which is a little too kind. NNCF, beside them by default and with
-its mixed preset, chooses nothing.
+from the best calibration with scales of channels or rows; each of `octavo.REPAIRS` (or of `--repairs`) is tried in
+turn and kept if the metric is better for it, with the samples that `octavo.quantize` would repair with. So the best
+method and the repairs are chosen by the samples that score them, which flatters them a little. NNCF, beside them by
+default and with its mixed preset, chooses nothing.
 
 The record is written after every row, and rows that it has are not measured again. `drop` is what is lost against
 float; its interval (95 %, paired bootstrap) is there where a resample of the samples has a metric.
@@ -34,7 +34,7 @@ import octavo
 from benchmarks.data_networks import SCORED, Scored
 from benchmarks.latency import peer_versions
 from benchmarks.peer_networks import PRESETS, PeerError, quantized_by_nncf
-from octavo import Graph, Params, QuantizationError
+from octavo import Graph, QuantizationError, Quantized
 from octavo.machine import machine, versions
 from octavo.network.target import Target, by_rows, target_for
 from octavo.recovery.evaluate import paired_interval
@@ -147,16 +147,16 @@ class Ablation:
         """The row of the best calibration with those repairs that the metric kept, and the metric of each trial."""
         best = self.best(steps["channel"].engine, methods)
         step = steps[best["step"]]
-        state, batches = (self.graph, step.params(best["method"])), for_repairs(self.graph, self.scored.calibration())
+        net, batches = step.quantized(best["method"]), for_repairs(self.graph, self.scored.calibration())
         kept, tried = list[str](), dict[str, float]()
         row = {key: value for key, value in best.items() if key not in FACTS}
         for name in repairs:
             torch.manual_seed(0)
-            found = octavo.repair(*state, batches, [name])
-            now = step.deployed(*found)
+            found = octavo.repair(net, batches, [name])
+            now = step.deployed(found)
             tried[" + ".join([*kept, name])] = now["value"]
             if now["value"] > row["value"]:
-                row, state = now, found
+                row, net = now, found
                 kept.append(name)
         return row | {"method": best["method"], "from": best["step"], "kept": kept, "tried": tried}
 
@@ -185,10 +185,10 @@ class Step:
 
     @cached_property
     def stats(self) -> octavo.Stats:
-        return octavo.observe(self.ablation.graph, self.plan, self.ablation.scored.calibration())
+        return octavo.observe(self.plan, self.ablation.scored.calibration())
 
-    def params(self, method: str) -> Params:
-        return octavo.choose_params(self.ablation.graph, self.plan, self.stats, method)
+    def quantized(self, method: str) -> Quantized:
+        return octavo.choose_params(self.plan, self.stats, method)
 
     def calibrated(self, method: str) -> dict[str, Any]:
         """The row of one method. Where nothing has a scale for each channel, that of one scale for each tensor."""
@@ -197,16 +197,16 @@ class Step:
         rows = any(quantizer.scheme.rows for quantizer in self.plan.quantizers)
         if known is not None and not rows and not any(_with_channels(self.plan)):
             return {key: value for key, value in known.items() if key not in FACTS} | {"same_plan_as": "tensor"}
-        return self.deployed(self.ablation.graph, self.params(method))
+        return self.deployed(self.quantized(method))
 
-    def deployed(self, graph: Graph, params: Params) -> dict[str, Any]:
+    def deployed(self, net: Quantized) -> dict[str, Any]:
         """The row of the network on its engine; how many layers have scales of channels, and which run in float."""
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            network = octavo.compile(graph, params, engine=self.engine)
+            network = octavo.compile(net, engine=self.engine)
         row = self.ablation.judged(network)
-        row["scales_of_channels"] = sum(1 for _ in _with_channels(params.plan))
-        row["layers"] = len(params.plan.coverage.layers)
+        row["scales_of_channels"] = sum(1 for _ in _with_channels(net.plan))
+        row["layers"] = len(net.coverage.layers)
         row["in_float"] = list(octavo.ran(network).in_float)
         if heard:
             row["warnings"] = [" ".join(str(one.message).split())[:300] for one in heard]

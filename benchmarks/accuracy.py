@@ -65,12 +65,12 @@ def measure(name: str, methods: list[str], target: str, engine: str) -> dict[str
             graph = capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
             plan = make_plan(graph, target=target)
         with seconds.stage("observe"):
-            stats = observe(graph, plan, scored.calibration(), progress=True)
+            stats = observe(plan, scored.calibration(), progress=True)
         record["coverage"] = asdict(plan.coverage)
         record["methods"] = {}
     for method in methods:
         with seconds.stage(f"quantize {method}"):
-            network = compile(graph, choose_params(graph, plan, stats, method), engine=engine)
+            network = compile(choose_params(plan, stats, method), engine=engine)
         with seconds.stage(f"score {method}"):
             predictions = scored.predict(network, progress=True)
         record["methods"][method] = compared(scored, reference, predictions)

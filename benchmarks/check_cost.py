@@ -36,25 +36,25 @@ def measured(name: str, engine: str, method: str, rounds: int) -> dict[str, Any]
     scored = task(name)
     graph = octavo.capture(scored.build(), scored.example, dynamic_axes=scored.dynamic_axes)
     plan = octavo.make_plan(graph, target=target_for(engine))
-    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, scored.calibration()), method)
-    network = engines.compile(graph, params, engine=engine)
+    net = octavo.choose_params(plan, octavo.observe(plan, scored.calibration()), method)
+    network = engines.compile(net, engine=engine)
     seconds = []
     with patch.object(engines, "compile", lambda *_, **__: network):
         for _ in range(rounds):
             start = time.perf_counter()
-            compile_right(graph, params, engine=engine)
+            compile_right(net, engine=engine)
             seconds.append(time.perf_counter() - start)
-    wanted, found = simulated(graph, params, params.samples), ran(network, params.samples)
+    wanted, found = simulated(net, net.samples), ran(network, net.samples)
 
     def draws() -> Any:
-        return moved(graph, params, params.samples, ENGINES[engine].near_tie)
+        return moved(net, net.samples, ENGINES[engine].near_tie)
 
     result = agreement(wanted, found, draws)
     return {
         "network": name,
         "engine": engine,
         "method": method,
-        "samples": sum(len(args[0]) if args else len(next(iter(kw.values()))) for args, kw in params.samples),
+        "samples": sum(len(args[0]) if args else len(next(iter(kw.values()))) for args, kw in net.samples),
         "seconds": round(statistics.median(seconds), 3),
         "slowest": round(max(seconds), 3),
         "nearness_db": round(min(result.nearness_db, 200.0), 1),

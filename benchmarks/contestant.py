@@ -44,8 +44,8 @@ def octavo(folder: Path, engine: str, target: str, **options: Any) -> Run:
     model.load_state_dict(torch.load(folder / "weights.pt"))
     graph = capture(model, example, dynamic_axes=row.dynamic_axes)
     plan = make_plan(graph, target=target)
-    params = choose_params(graph, plan, observe(graph, plan, [example]), "max")
-    compiled = compile(graph, params, engine=engine, **options)
+    net = choose_params(plan, observe(plan, [example]), "max")
+    compiled = compile(net, engine=engine, **options)
     return lambda: compiled(*example)
 
 

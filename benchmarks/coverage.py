@@ -20,7 +20,7 @@ import torch
 import typer
 
 from benchmarks.networks import NETWORKS
-from octavo import Graph, Params, capture, choose_params, make_plan, observe
+from octavo import Quantized, capture, choose_params, make_plan, observe
 from octavo.engines import compile
 from octavo.engines.inductor import lowered
 from octavo.engines.onnx import export_onnx
@@ -34,9 +34,9 @@ INTEGERS = {"i8", "u8"}
 PROFILED = re.compile(r"QLinearConv|QLinearMatMul|QGemm|(Mat|Conv)\w*Integer\w*")
 
 
-def by_openvino(graph: Graph, params: Params) -> tuple[Any, int]:
+def by_openvino(net: Quantized) -> tuple[Any, int]:
     """(what `executions` says, products and convolutions that read integers on both sides)."""
-    network = compile(graph, params, engine="openvino", threads=1)
+    network = compile(net, engine="openvino", threads=1)
     count = 0
     for node in network.compiled.get_runtime_model().get_ordered_ops():  # type: ignore[attr-defined]
         kind = str(node.get_rt_info()["layerType"].astype(str))
@@ -48,12 +48,13 @@ def by_openvino(graph: Graph, params: Params) -> tuple[Any, int]:
     return network.executions(), count  # type: ignore[attr-defined]
 
 
-def by_onnxruntime(graph: Graph, params: Params) -> tuple[Any, int]:
+def by_onnxruntime(net: Quantized) -> tuple[Any, int]:
     """(what `executions` says, kernels of integers in the profile of one call)."""
-    network = export_onnx(graph, params)
-    compiled = compile(graph, params, engine="onnxruntime", threads=1, network=network)
+    network = export_onnx(net)
+    compiled = compile(net, engine="onnxruntime", threads=1, network=network)
     with tempfile.TemporaryDirectory() as folder:
         session, _ = session_of(network, threads=1, profile=str(Path(folder) / "profile"))
+        graph = net.graph
         session.run(None, signature_of(graph).arrays(graph.example_args, graph.example_kwargs))
         events = json.loads(Path(session.end_profiling()).read_text())
     kernels = [event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")]
@@ -61,9 +62,9 @@ def by_onnxruntime(graph: Graph, params: Params) -> tuple[Any, int]:
     return compiled.executions(), count  # type: ignore[attr-defined]
 
 
-def by_inductor(graph: Graph, params: Params) -> tuple[Any, int]:
+def by_inductor(net: Quantized) -> tuple[Any, int]:
     """(what `executions` says, calls of integer kernels in the lowered graph)."""
-    module, executions = lowered(graph, params)
+    module, executions = lowered(net)
     count = 0
     for node in module.graph.nodes:
         name = str(node.target)
@@ -79,7 +80,7 @@ def by_inductor(graph: Graph, params: Params) -> tuple[Any, int]:
     return executions, count
 
 
-ENGINES: dict[str, Callable[[Graph, Params], tuple[Any, int]]] = {
+ENGINES: dict[str, Callable[[Quantized], tuple[Any, int]]] = {
     "openvino": by_openvino,
     "onnxruntime": by_onnxruntime,
     "inductor": by_inductor,
@@ -93,8 +94,8 @@ def compared(name: str, engine: str) -> dict[str, Any]:
     example = row.inputs(2)
     graph = capture(row.build(), example, dynamic_axes=row.dynamic_axes)
     plan = make_plan(graph, target=target_for(engine))
-    params = choose_params(graph, plan, observe(graph, plan, [example]), "max")
-    executions, counted = ENGINES[engine](graph, params)
+    net = choose_params(plan, observe(plan, [example]), "max")
+    executions, counted = ENGINES[engine](net)
     told = Ran(engine=engine, planned=plan.coverage, executions=executions)
     tables = {site.layer for quantizer in plan.quantizers for site in quantizer.sites if site.operation == "embedding"}
     said = len([layer for layer in told.on_integers if layer not in tables])  # looking up multiplies nothing

@@ -97,7 +97,7 @@ def prepare(name: str, row: Network, batch: int, folder: Path) -> int:
     torch.export.save(torch.export.export(model, example), folder / "network.pt2")
     torch.save(model.state_dict(), folder / "weights.pt")
     torch.save(example, folder / "inputs.pt")
-    export_onnx(capture(model, example, dynamic_axes=row.dynamic_axes), None, path=folder / "network.onnx")
+    export_onnx(capture(model, example, dynamic_axes=row.dynamic_axes), path=folder / "network.onnx")
     (folder / "facts.json").write_text(json.dumps({"network": name, "transformer": name in TRANSFORMERS}))
     return counter.get_total_flops()
 

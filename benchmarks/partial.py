@@ -44,14 +44,14 @@ def measure(max_drop: float, smaller: int) -> dict[str, Any]:
             engine="simulation",
             out=out,
         )
-    full = octavo.make_plan(result.graph, RULES, target="paper")
-    stats = octavo.observe(result.graph, full, scored.calibration())
-    params = octavo.choose_params(result.graph, full, stats, result.best.method)
+    full = octavo.make_plan(result.net.graph, RULES, target="paper")
+    stats = octavo.observe(full, scored.calibration())
+    net = octavo.choose_params(full, stats, result.best.method)
 
     def metric(kept: tuple[str, ...]) -> float:
-        return evaluate(simulate(result.graph, keep_float(result.graph, params, kept) if kept else params))
+        return evaluate(simulate(keep_float(net, kept) if kept else net))
 
-    count = len(layers(result.graph, full))
+    count = len(layers(full))
     ranked = [row.layer for row in result.sensitivities]
     partial = [trial for trial in result.trials if trial.rung == "partial"]
     goal = result.reference.metric - result.goal.allowed(result.reference)

@@ -45,8 +45,8 @@ COMPARISONS: dict[str, tuple[dict[str, Callable[[Target], Target]], tuple[str, .
 def compiled(graph: Graph, inputs: tuple[torch.Tensor, ...], target: Target, engine: str) -> Call:
     """A call of the network, calibrated on the very inputs: how fast it is does not depend on the scales."""
     plan = make_plan(graph, target=target)
-    params = choose_params(graph, plan, observe(graph, plan, [inputs]), "max")
-    network = compile(graph, params, engine=engine)
+    net = choose_params(plan, observe(plan, [inputs]), "max")
+    network = compile(net, engine=engine)
     return lambda: network(*inputs)
 
 

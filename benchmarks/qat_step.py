@@ -54,8 +54,8 @@ def step_of(network: str, kind: str) -> tuple[Callable[[], None], Callable[[], i
     if kind.startswith("qat"):
         graph = octavo.capture(model, tuple(x[:2] for x in batch), dynamic_axes=(0, 1) if network == "minilm" else (0,))
         plan = octavo.make_plan(graph, target="paper")
-        params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, [batch]), "max")
-        model = octavo.trainable(graph, params, ranges="learned" if "learned" in kind else "fixed")
+        net = octavo.choose_params(plan, octavo.observe(plan, [batch]), "max")
+        model = octavo.trainable(net, ranges="learned" if "learned" in kind else "fixed")
     model.train()
     run = torch.compile(model) if "compiled" in kind else model
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)

@@ -33,8 +33,8 @@ def functions_that_run(engine: str | None) -> set[tuple[str, str]]:
     try:
         graph = octavo.capture(model, batch)
         plan = octavo.make_plan(graph)
-        params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, [batch]))
-        (octavo.compile(graph, params, engine=engine) if engine else octavo.simulate(graph, params))(batch)
+        net = octavo.choose_params(plan, octavo.observe(plan, [batch]))
+        (octavo.compile(net, engine=engine) if engine else octavo.simulate(net))(batch)
     finally:
         sys.setprofile(None)
     return seen

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import octavo
-from octavo import Graph, Params, Rule, Schedule
+from octavo import Graph, Quantized, Rule, Schedule
 from octavo.machine import machine, versions
 from octavo.recovery.evaluate import paired_interval
 from octavo.recovery.stepwise import samples
@@ -159,7 +159,7 @@ def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]
     engine = "openvino" if weight_bits == 8 and name != "lstm" else "simulation"
     graph = octavo.capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
     plan = octavo.make_plan(graph, rules, target="paper" if name == "lstm" else "openvino")
-    stats = octavo.observe(graph, plan, scored.calibration())
+    stats = octavo.observe(plan, scored.calibration())
     row: dict[str, Any] = {
         "network": name, "case": f"{name}:{weight_bits}", "engine": engine,
         "weight_bits": max(q.scheme.bits for q in plan.quantizers if q.constant), "activation_bits": activation_bits,
@@ -167,10 +167,8 @@ def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]
     }  # fmt: skip
     intervals: dict[str, Any] = {}
 
-    def score(what: str, graph: Graph, params: Params) -> float:
-        network = (
-            octavo.compile(graph, params, engine=engine) if engine == "openvino" else octavo.simulate(graph, params)
-        )
+    def score(what: str, net: Quantized) -> float:
+        network = octavo.compile(net, engine=engine) if engine == "openvino" else octavo.simulate(net)
         predictions = scored.predict(network)
         lost = paired_interval(reference, predictions, scored.score)
         intervals[what] = {"drop": lost.drop, "low": lost.low, "high": lost.high}
@@ -179,19 +177,19 @@ def measure(name: str, weight_bits: int, activation_bits: int) -> dict[str, Any]
         )
         return scored.score(predictions)
 
-    calibrated = {method: octavo.choose_params(graph, plan, stats, method) for method in PAPER_METHODS}
-    metrics = {method: score(method, graph, params) for method, params in calibrated.items()}
+    calibrated = {method: octavo.choose_params(plan, stats, method) for method in PAPER_METHODS}
+    metrics = {method: score(method, net) for method, net in calibrated.items()}
     row["method"] = max(metrics, key=lambda method: metrics[method])
     row["ptq"] = metrics[row["method"]]
-    params = calibrated[row["method"]]
-    row |= _repaired(graph, params, row["ptq"], _first(graph, scored), score)
+    net = calibrated[row["method"]]
+    row |= _repaired(net, row["ptq"], _first(graph, scored), score)
     row |= _partial(scored, model, rules, engine, plan.target)
     training = TRAININGS.get((name, weight_bits), UNLABELLED)
     if training.batch_norm == "keep":
         graph = octavo.capture(model, scored.example, dynamic_axes=scored.dynamic_axes, batch_norm="keep")
         plan = octavo.make_plan(graph, rules, target=plan.target)
-        params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, scored.calibration()), row["method"])
-    row |= _trained(graph, params, scored, training, score)
+        net = octavo.choose_params(plan, octavo.observe(plan, scored.calibration()), row["method"])
+    row |= _trained(net, scored, training, score)
     return row | {"drops": intervals, "minutes": round((time.perf_counter() - start) / 60, 2)}
 
 
@@ -205,17 +203,17 @@ def _first(graph: Graph, scored: Task) -> list[Any]:
     return found[: REPAIR_SAMPLES // REPAIR_BATCH]
 
 
-def _repaired(graph: Graph, params: Params, ptq: float, batches: list[Any], score: Any) -> dict[str, Any]:
+def _repaired(net: Quantized, ptq: float, batches: list[Any], score: Any) -> dict[str, Any]:
     """{"repairs": metric of those that were kept, "kept", "each": {repair: metric of it alone}}."""
     alone: dict[str, float] = {}
-    best, kept, state = ptq, [], (graph, params)
+    best, kept, last = ptq, [], net
     for name in octavo.REPAIRS:
-        found = octavo.repair(graph, params, batches, [name])
-        alone[name] = score(name, *found)
-        together = octavo.repair(*state, batches, [name]) if kept else found
-        metric = score(f"{' + '.join([*kept, name])}", *together) if kept else alone[name]
+        found = octavo.repair(net, batches, [name])
+        alone[name] = score(name, found)
+        together = octavo.repair(last, batches, [name]) if kept else found
+        metric = score(f"{' + '.join([*kept, name])}", together) if kept else alone[name]
         if metric > best:
-            best, state = metric, together
+            best, last = metric, together
             kept.append(name)
     return {"repairs": best, "kept": kept, "each": alone}
 
@@ -246,15 +244,14 @@ def _partial(scored: Task, model: Any, rules: list[Rule], engine: str, target: A
     return {"partial": result.metric, "kept_float": list(result.kept_float), "met": result.met}
 
 
-def _trained(graph: Graph, params: Params, scored: Task, training: Training, score: Any) -> dict[str, Any]:
+def _trained(net: Quantized, scored: Task, training: Training, score: Any) -> dict[str, Any]:
     """{"qat": the best metric, "ranges": {how ranges were trained: metric, minutes, losses}}."""
     results: dict[str, dict[str, Any]] = {}
     for ranges in training.ranges:
         torch.manual_seed(0)
         start = time.perf_counter()
         found = octavo.finetune(
-            graph,
-            params,
+            net,
             train=training.batches(scored),
             ranges=ranges,  # type: ignore[arg-type]
             loss=training.loss,
@@ -265,7 +262,7 @@ def _trained(graph: Graph, params: Params, scored: Task, training: Training, sco
         results[ranges] = {
             "minutes": round((time.perf_counter() - start) / 60, 2),
             "losses": [epoch.loss for epoch in found.history.epochs[1:]],
-            "metric": score(f"trained, ranges {ranges}", found.graph, found.params),
+            "metric": score(f"trained, ranges {ranges}", found.net),
         }
     return {"qat": max(result["metric"] for result in results.values()), "ranges": results}
 

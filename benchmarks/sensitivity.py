@@ -17,10 +17,11 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from octavo.machine import machine, versions
-from octavo.network.calibrate import Params, choose_params, observe
-from octavo.network.graph import Graph, call_arguments, capture
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import call_arguments, capture
 from octavo.network.partial import layers, quantize_only
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.recovery.evaluate import latency_ms
@@ -38,14 +39,14 @@ def measure(model: str, bits: int | None, rounds: int) -> dict[str, Any]:
     rules = (Rule(role="input", bits=bits), EVERYTHING) if bits else (EVERYTHING,)
     plan = make_plan(graph, rules)
     batches = scored.calibration()
-    params = choose_params(graph, plan, observe(graph, plan, batches), "99.99")
+    net = choose_params(plan, observe(plan, batches), "99.99")
     batch = first(batches[0], SAMPLES)
-    names = layers(graph, plan)
-    networks = [simulate(graph, quantize_only(graph, params, [name])) for name in names]
+    names = layers(plan)
+    networks = [simulate(quantize_only(net, [name])) for name in names]
     times = latency_ms(
         {
-            "exact": lambda: exact(graph, params, [batch]),
-            "fast": lambda: fast(graph, params, [batch]),
+            "exact": lambda: exact(net, [batch]),
+            "fast": lambda: fast(net, [batch]),
             "forward": forward(network, batch),
             "separate": separate(networks, batch),
         },
@@ -62,7 +63,7 @@ def measure(model: str, bits: int | None, rounds: int) -> dict[str, Any]:
         "p90_ms": {name: round(time.p90_ms, 2) for name, time in times.items()},
         "exact_to_separate": round(times.ratio("exact", "separate"), 3),
         "fast_to_forward": round(times.ratio("fast", "forward"), 3),
-        "rank_correlation": round(correlation(graph, params, batches), 4),
+        "rank_correlation": round(correlation(net, batches), 4),
         "versions": versions(),
         "machine": machine(),
     }
@@ -95,9 +96,9 @@ def separate(networks: list[Any], batch: Any) -> Callable[[], object]:
     return call
 
 
-def correlation(graph: Graph, params: Params, batches: list[Any]) -> float:
+def correlation(net: Quantized, batches: list[Any]) -> float:
     """Spearman's, between the two rankings on up to two batches."""
-    return rank_correlation(exact(graph, params, batches[:2]), fast(graph, params, batches[:2]))
+    return rank_correlation(exact(net, batches[:2]), fast(net, batches[:2]))
 
 
 def main(

@@ -30,11 +30,7 @@ def road(kit: Kit) -> Iterator[Row]:
 
 def recovery(kit: Kit) -> Iterator[Row]:
     """Repairs, sensitivities and training."""
-    both = {"graph": kit.graph, "params": kit.params}
-    given = {
-        "graph": {**JUNK, "another graph": kit.other},
-        "params": {**JUNK, "of another graph": kit.other_params},
-    }
+    both, given = {"net": kit.params}, {"net": {**JUNK, "a graph": kit.graph, "a plan": kit.plan}}
     x, batches = kit.example, batches_of(kit)
     few = {name: batches[name] for name in ("None", "a tensor alone", "arrays", "strings", "other channels", "meta")}
     yield (
@@ -44,16 +40,16 @@ def recovery(kit: Kit) -> Iterator[Row]:
     )
     for name, one in octavo.REPAIRS.items():
         yield partial(octavo.repair, names=[name]), {**both, "batches": kit.batches}, {"batches": few}
-        yield one, {**both, "batches": kit.batches}, {"graph": {"None": None}, "params": {"a number": 3}}
+        yield one, {**both, "batches": kit.batches}, {"net": {"None": None, "a number": 3}}
     for measure in (exact, fast):
         yield measure, {**both, "batches": kit.batches}, {**given, "batches": batches}
     wrong = {**JUNK, "returns None": lambda *_: None, "returns text": lambda *_: "x", "returns two": lambda *_: [1, 2]}
     yield exact, {**both, "batches": kit.batches}, {"loss": wrong}
     yield fast, {**both, "batches": kit.batches}, {"probes": {**NUMBERS, "zero": 0}, "seed": {"text": "x"}}
-    rows = exact(kit.graph, kit.params, kit.batches)
+    rows = exact(kit.params, kit.batches)
     yield rank_correlation, {"a": rows, "b": rows}, {"a": JUNK, "b": JUNK}
     yield octavo.trainable, both, {**given, "weights": JUNK, "ranges": JUNK}
-    module = octavo.trainable(kit.graph, kit.params)
+    module = octavo.trainable(kit.params)
     yield octavo.trained, {**both, "module": module}, {**given, "module": {**JUNK, "the model": kit.model}}
     schedule = octavo.Schedule(epochs=1, learning_rate=1e-4)
     training = {"train": kit.batches, "schedule": schedule, "progress": False}
@@ -124,5 +120,5 @@ def numbers(kit: Kit) -> Iterator[Row]:
                                             "residual": JUNK, "float_operations": JUNK}  # fmt: skip
     yield octavo.QParams, {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0).int(), "scheme": scheme}, {
         "scale": JUNK, "zero_point": JUNK, "scheme": JUNK}  # fmt: skip
-    yield octavo.Params, {"plan": kit.plan, "values": kit.params.values, "method": "max"}, {
+    yield octavo.Quantized, {"plan": kit.plan, "values": kit.params.values, "method": "max"}, {
         "plan": JUNK, "values": JUNK, "method": {"number": 3}}  # fmt: skip

@@ -41,11 +41,11 @@ class Kit:
     graph: octavo.Graph
     plan: octavo.Plan
     stats: Stats
-    params: octavo.Params
+    params: octavo.Quantized
     other: octavo.Graph
     other_plan: octavo.Plan
     other_stats: Stats
-    other_params: octavo.Params
+    other_params: octavo.Quantized
     folder: Path
 
     @property
@@ -56,7 +56,7 @@ class Kit:
 # How an error may name an argument, if not by its own name: by the network's input, the layer, or what it is.
 INPUT = ("x:", "conv.input:", "conv:", "example", "batch", "calibrate")
 NAMED: dict[str, tuple[str, ...]] = {
-    "batches": INPUT, "train": INPUT, "inputs": INPUT, "example": INPUT, "params": ("plan", "parameters"),
+    "batches": INPUT, "train": INPUT, "inputs": INPUT, "example": INPUT, "net": ("plan", "parameters"),
     "stats": ("statistics",), "path": ("saved network",), "names": ("repair",), "by": ("percentile",),
     "threads": ("THREADS",), "calibration": INPUT, "max_drop": ("drop",), "budget": ("search within",),
     "trials": ("search within",), "out": ("folder", "study"),
@@ -108,15 +108,10 @@ def batches_of(kit: Kit) -> dict[str, Any]:
 
 def table(kit: Kit) -> Iterator[Row]:
     """(function, good arguments, {argument: {what is bad: value}})."""
-    foreign = {"another graph": kit.other, "its module": kit.graph.module, "the model": kit.model}
-    graph, plan, params = (
-        {**JUNK, **foreign},
-        {**JUNK, "of another graph": kit.other_plan},
-        {**JUNK, "of another graph": kit.other_params},
-    )
+    foreign = {"its module": kit.graph.module, "the model": kit.model}
+    plan, net = {**JUNK, **foreign}, {**JUNK, **foreign, "a plan": kit.plan}
     paths = {says: value for says, value in JUNK.items() if not isinstance(value, str)}  # a string is a good one
-    both = {"graph": kit.graph, "params": kit.params}
-    given = {"graph": graph, "params": params}
+    both, given = {"net": kit.params}, {"net": {**net, "a graph": kit.graph}}
     x, path = kit.example, kit.folder / "net.octavo"
     yield (
         octavo.capture,
@@ -141,35 +136,29 @@ def table(kit: Kit) -> Iterator[Row]:
     )
     yield (
         octavo.observe,
-        {"graph": kit.graph, "plan": kit.plan, "batches": kit.batches},
-        {"graph": graph, "plan": plan, "batches": batches_of(kit), "progress": FLAGS},
+        {"plan": kit.plan, "batches": kit.batches},
+        {"plan": plan, "batches": batches_of(kit), "progress": FLAGS},
     )
     yield (
         octavo.choose_params,
-        {"graph": kit.graph, "plan": kit.plan, "stats": kit.stats},
+        {"plan": kit.plan, "stats": kit.stats},
         {
-            "graph": graph,
             "plan": plan,
             "stats": {**JUNK, "of another graph": kit.other_stats},
             "by": {**JUNK, "a percentage too high": "101", "a wrong name": "maximum"},
         },
     )
     yield octavo.simulate, both, given
-    some = {says: value for says, value in params.items() if value is not None}  # None is the float network
-    yield partial(octavo.compile, engine="reference"), both, {"params": {"None": None}}
+    yield partial(octavo.compile, engine="reference"), both, {"net": {"a graph": kit.graph}}
     for engine in (*octavo.available(), "auto"):
-        yield (
-            partial(octavo.compile, engine=engine),
-            both,
-            {"graph": graph, "params": some} if engine != "auto" else {"params": {"a number": 3, "None": None}},
-        )
+        yield partial(octavo.compile, engine=engine), both, {"net": net}
         yield partial(octavo.compile, engine=engine), both, {"wings": {"an unknown option": 2}}
     yield octavo.compile, both, {"engine": JUNK, "check": FLAGS, "threads": {"a string": "x", "zero": 0, "minus": -1},
                                  "hint": JUNK, "precision": JUNK, "network": {"text": "x", "number": 3}}  # fmt: skip
     yield partial(octavo.compile, engine="onnxruntime"), both, {"threads": {"a string": "x"}, "fusion": JUNK}
     yield partial(octavo.compile, engine="inductor"), both, {"precision": {"a string": "f8", "number": 3}}
     yield octavo.export, {**both, "path": kit.folder / "net.onnx"}, {
-        "graph": graph, "params": some,
+        "net": net,
         "path": {**paths, "a folder": kit.folder, "no such folder": kit.folder / "a" / "b.onnx"}}  # fmt: skip
     yield octavo.save, {**both, "path": path}, {
         **given, "path": {**paths, "a folder": kit.folder}, "engine": JUNK, "form": JUNK}  # fmt: skip
@@ -178,9 +167,9 @@ def table(kit: Kit) -> Iterator[Row]:
     yield octavo.load, {"path": path}, {
         "path": {**JUNK, "a folder": kit.folder, "no such file": kit.folder / "no", "a text": text},
         "engine": JUNK, "check": FLAGS, "wings": {"an unknown option": 2}}  # fmt: skip
-    yield octavo.choose_engine, both, {"graph": JUNK, "params": JUNK, "rounds": {**NUMBERS, "zero": 0},
+    yield octavo.choose_engine, both, {"net": JUNK, "rounds": {**NUMBERS, "zero": 0},
                                        "example": {"text": "x", "other channels": x[:, :3]}}  # fmt: skip
-    yield octavo.verify, {"a": kit.graph, "b": octavo.simulate(kit.graph, kit.params), "inputs": kit.batches}, {
+    yield octavo.verify, {"a": kit.graph, "b": octavo.simulate(kit.params), "inputs": kit.batches}, {
         "a": {**JUNK, "a tensor": x}, "b": {**JUNK, "a tensor": x}, "inputs": batches_of(kit),
         "sites": FLAGS}  # fmt: skip
     yield octavo.ran, {"network": kit.model}, {"network": JUNK}

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from octavo.network.calibrate import Params, choose_params, observe
-from octavo.network.graph import Graph, call_arguments, capture
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import call_arguments, capture
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING
 from octavo.network.target import CPU_FACTOR, CPU_WEIGHT, Target, target_named
 
@@ -174,12 +175,12 @@ def assert_same() -> Callable[..., None]:
 
 
 @pytest.fixture
-def calibrated() -> Callable[..., tuple[Graph, Params]]:
-    """calibrated(model, example): its graph and parameters by max calibration on the example itself."""
+def calibrated() -> Callable[..., Quantized]:
+    """calibrated(model, example): quantized by max calibration on the example itself."""
 
     def run(model: nn.Module, example: Any, rules: Any = (EVERYTHING,), target: Any = "paper", **capturing: Any) -> Any:
         graph = capture(model, example, **capturing)
         plan = make_plan(graph, rules, target=target)
-        return graph, choose_params(graph, plan, observe(graph, plan, [example]), "max")
+        return choose_params(plan, observe(plan, [example]), "max")
 
     return run

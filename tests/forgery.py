@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from octavo.network.calibrate import Params
-from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 
 Parts = dict[str, bytes]
 MANIFEST, NETWORK = "manifest.json", "network.json"
@@ -39,11 +38,11 @@ def write(path: Path, parts: Parts, manifest: bytes | None = None, **changes: An
     return path
 
 
-def quantized(model: nn.Module, example: Any, **capturing: Any) -> tuple[Graph, Params]:
+def quantized(model: nn.Module, example: Any, **capturing: Any) -> Quantized:
     """A small network, calibrated on its example."""
     graph = octavo.capture(model.eval(), example, **capturing)
     plan = octavo.make_plan(graph, target="paper")
-    return graph, octavo.choose_params(graph, plan, octavo.observe(graph, plan, [example]), "max")
+    return octavo.choose_params(plan, octavo.observe(plan, [example]), "max")
 
 
 class Branches(nn.Module):
@@ -84,5 +83,5 @@ def save_sample(name: str, path: Path, engine: str = "reference", **options: Any
     """Save the small network of that name; its example."""
     build, example, capturing = SAMPLES[name]
     torch.manual_seed(0)  # the same file at every call: its mutations are numbered
-    octavo.save(*quantized(build(), example(), **capturing), path, engine=engine, **options)
+    octavo.save(quantized(build(), example(), **capturing), path, engine=engine, **options)
     return example()

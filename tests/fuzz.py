@@ -268,7 +268,7 @@ def forgery(genuine: Originals, chance: random.Random, folder: Path) -> str:
     if equal(found, genuine.outputs[name]):
         return "equal"
     origin = loaded.origin
-    octavo.save(origin.graph, origin.params, again := folder / "again.octavo", engine="reference")
+    octavo.save(origin.net, again := folder / "again.octavo", engine="reference")
     if engine == "reference" and not equal(run(octavo.load(again), genuine.examples[name]), found):
         raise AssertionError("what was loaded is not what it says")
     return "another network"

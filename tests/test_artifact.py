@@ -20,7 +20,7 @@ from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
 from octavo.network.origin import origin_of
-from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
+from octavo.network.record import GraphRecord, graph_from, graph_record, tensors_of
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme
 from octavo.zoo import task
@@ -102,9 +102,9 @@ INDUCTOR = [pytest.param("inductor", marks=pytest.mark.slow)] * ("inductor" in a
 def test_the_loaded_network_gives_the_same_bits(name, engine, calibrated, tmp_path):
     build, inputs, axes = CASES[name]
     target = {"inductor": "onednn", "onnxruntime": "tensorrt", "reference": "paper"}.get(engine, engine)
-    graph, params = calibrated(build().eval(), inputs(3), target=target, dynamic_axes=axes)
-    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
-    loaded, compiled = octavo.load(tmp_path / "net.octavo"), octavo.compile(graph, params, engine=engine)
+    net = calibrated(build().eval(), inputs(3), target=target, dynamic_axes=axes)
+    octavo.save(net, tmp_path / "net.octavo", engine=engine)
+    loaded, compiled = octavo.load(tmp_path / "net.octavo"), octavo.compile(net, engine=engine)
     for batch in (inputs(2), inputs(6)):
         assert_equal(run(loaded, batch), run(compiled, batch))
 
@@ -112,9 +112,10 @@ def test_the_loaded_network_gives_the_same_bits(name, engine, calibrated, tmp_pa
 @pytest.mark.parametrize("name", CASES)
 def test_graphs_become_json_and_back(name, calibrated):
     build, inputs, axes = CASES[name]
-    graph, _ = calibrated(build().eval(), inputs(3), dynamic_axes=axes)
+    _ = calibrated(build().eval(), inputs(3), dynamic_axes=axes)
+    graph = _.graph
     record = GraphRecord.model_validate_json(graph_record(graph).model_dump_json())
-    again = graph_of(record, tensors_of(graph))
+    again = graph_from(record, tensors_of(graph))
     assert again.module.code == graph.module.code
     assert graph_record(again).model_copy(update={"example": record.example}) == record
     for batch in (inputs(1), inputs(4)):
@@ -125,12 +126,12 @@ def test_graphs_become_json_and_back(name, calibrated):
 
 def test_a_saved_network_can_be_quantized_again(calibrated, tmp_path):
     """Sizes and shapes are known as in a captured graph: every later stage works on it."""
-    graph, params = calibrated(Tied().eval(), torch.randint(50, (2, 6)), dynamic_axes=(0, 1))
-    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
-    again = read(tmp_path / "net.octavo").graph
+    net = calibrated(Tied().eval(), torch.randint(50, (2, 6)), dynamic_axes=(0, 1))
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
+    again = read(tmp_path / "net.octavo").net.graph
     plan = octavo.make_plan(again)
-    stats = octavo.observe(again, plan, [torch.randint(50, (3, 9))])
-    sim = simulate(again, octavo.choose_params(again, plan, stats))
+    stats = octavo.observe(plan, [torch.randint(50, (3, 9))])
+    sim = simulate(octavo.choose_params(plan, stats))
     assert sim(torch.randint(50, (4, 7))).first.shape == (4, 7, 50)
 
 
@@ -141,20 +142,20 @@ def test_a_saved_network_can_be_quantized_again(calibrated, tmp_path):
 )
 def test_weights_of_every_scheme_keep_their_integers(scheme, calibrated, tmp_path):
     rules = [octavo.Rule(role="weight", scheme=scheme), octavo.Rule()]
-    graph, params = calibrated(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(3, 8), rules)
-    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    net = calibrated(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), torch.randn(3, 8), rules)
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
     artifact = read(tmp_path / "net.octavo")
-    assert artifact.params.plan == params.plan
+    assert artifact.net.plan == net.plan
     x = torch.randn(5, 8)
-    assert_equal(simulate(artifact.graph, artifact.params)(x), simulate(graph, params)(x))
+    assert_equal(simulate(artifact.net)(x), simulate(net)(x))
 
 
 def test_a_weight_that_is_also_read_in_float_stays_float(calibrated, tmp_path):
     model = Tied().eval()
     rules = [octavo.Rule(operation="embedding", skip=True), octavo.Rule()]
-    graph, params = calibrated(model, torch.randint(50, (2, 6)), rules)
-    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
-    kept = tensors_of(read(tmp_path / "net.octavo").graph)
+    net = calibrated(model, torch.randint(50, (2, 6)), rules)
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
+    kept = tensors_of(read(tmp_path / "net.octavo").net.graph)
     tables = [tensor for tensor in kept.values() if tensor.shape == (50, 32)]
     assert any(torch.equal(table, model.table.weight) for table in tables)
 
@@ -170,8 +171,8 @@ def test_a_mapping_of_a_foreign_class_comes_back_as_a_dict(network, calibrated, 
         Answer, flatten, lambda values, keys: Answer(zip(keys, values, strict=True)), serialized_type_name="test.Answer"
     )
     model = network(lambda self, x: Answer(logits=self.head(x), same=x), head=nn.Linear(4, 3))
-    graph, params = calibrated(model, torch.randn(2, 4))
-    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
+    net = calibrated(model, torch.randn(2, 4))
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
     found = octavo.load(tmp_path / "net.octavo")(x := torch.randn(5, 4))
     assert type(found) is dict
     assert torch.equal(found["same"], x)
@@ -188,27 +189,27 @@ torch.save(torch.utils._pytree.tree_leaves(octavo.load(sys.argv[1])(x)), sys.arg
 
 @pytest.mark.parametrize("engine", ["openvino", *INDUCTOR])
 def test_another_process_without_the_class_gets_the_same_bits(engine, calibrated, tmp_path):
-    graph, params = calibrated(Tied().eval(), x := torch.randint(50, (2, 6)), target="openvino")
-    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    net = calibrated(Tied().eval(), x := torch.randint(50, (2, 6)), target="openvino")
+    octavo.save(net, tmp_path / "net.octavo", engine=engine)
     torch.save(x, tmp_path / "x.pt")
     call = [sys.executable, "-c", FRESH, str(tmp_path / "net.octavo"), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     subprocess.run(call, check=True, cwd=tmp_path)
-    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(graph, params, engine=engine)(x))
+    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(net, engine=engine)(x))
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
 def test_it_is_little_more_than_a_quarter_and_holds_each_tensor_once(form, calibrated, tmp_path):
     model = nn.Sequential(nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 512)).eval()
-    graph, params = calibrated(model, torch.randn(2, 512), target="openvino")
-    octavo.save(graph, params, tmp_path / "net.octavo", form=form)
+    net = calibrated(model, torch.randn(2, 512), target="openvino")
+    octavo.save(net, tmp_path / "net.octavo", form=form)
     assert octavo.size_mb(tmp_path / "net.octavo") <= 0.28 * octavo.size_mb(model)
-    assert_equal(octavo.load(tmp_path / "net.octavo")(x := torch.randn(3, 512)), octavo.compile(graph, params)(x))
+    assert_equal(octavo.load(tmp_path / "net.octavo")(x := torch.randn(3, 512)), octavo.compile(net)(x))
 
 
 def test_the_onnx_model_of_a_folder_is_one_that_others_can_read(calibrated, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    graph, params = calibrated(nn.Sequential(nn.Linear(64, 64)), x := torch.randn(2, 64), target="tensorrt")
-    octavo.save(graph, params, tmp_path / "net", engine="onnxruntime", form="folder")
+    net = calibrated(nn.Sequential(nn.Linear(64, 64)), x := torch.randn(2, 64), target="tensorrt")
+    octavo.save(net, tmp_path / "net", engine="onnxruntime", form="folder")
     session = runtime.InferenceSession(tmp_path / "net" / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     loaded = octavo.load(tmp_path / "net")(x)  # of the same integers, on kernels that add in another order
@@ -220,9 +221,9 @@ def test_the_onnx_model_of_a_folder_is_one_that_others_can_read(calibrated, tmp_
 
 @pytest.fixture
 def saved(calibrated, tmp_path):
-    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
-    octavo.save(graph, params, tmp_path / "net.octavo", engine="reference")
-    octavo.save(graph, params, tmp_path / "folder", engine="reference", form="folder")
+    net = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
+    octavo.save(net, tmp_path / "folder", engine="reference", form="folder")
     return tmp_path
 
 
@@ -304,40 +305,41 @@ def test_a_manifest_cannot_name_files_elsewhere(saved):
 
 
 def test_an_operation_that_torch_does_not_have_is_named(calibrated):
-    graph, _ = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    _ = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    graph = _.graph
     text = graph_record(graph).model_dump_json().replace("aten.linear.default", "aten.linear.lineal")
     with pytest.raises(QuantizationError, match=r"linear: asked to read .* has no operation 'aten.linear.lineal'"):
-        graph_of(GraphRecord.model_validate_json(text), tensors_of(graph))
+        graph_from(GraphRecord.model_validate_json(text), tensors_of(graph))
 
 
 def test_what_is_no_artifact_is_never_replaced(calibrated, tmp_path):
-    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    net = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
     (tmp_path / "thesis").write_text("years of work")
     with pytest.raises(QuantizationError, match="there is something that is no saved network; choose another path"):
-        octavo.save(graph, params, tmp_path / "thesis", engine="reference")
+        octavo.save(net, tmp_path / "thesis", engine="reference")
     (tmp_path / "papers").mkdir()
     for form in ("file", "folder"):
         with pytest.raises(QuantizationError, match="choose another path"):
-            octavo.save(graph, params, tmp_path / "papers", engine="reference", form=form)
+            octavo.save(net, tmp_path / "papers", engine="reference", form=form)
     assert (tmp_path / "thesis").read_text() == "years of work"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["papers", "thesis"]
 
 
 def test_saving_again_replaces_it_and_the_same_network_is_the_same_file(saved, calibrated):
-    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    net = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
     for form, path in (("file", saved / "net.octavo"), ("folder", saved / "folder")):
-        octavo.save(graph, params, path, engine="reference", form=form)
+        octavo.save(net, path, engine="reference", form=form)
         x = torch.randn(3, 8)
-        assert_equal(octavo.load(path)(x), octavo.compile(graph, params, engine="reference")(x))
+        assert_equal(octavo.load(path)(x), octavo.compile(net, engine="reference")(x))
     first = (saved / "net.octavo").read_bytes()
-    octavo.save(graph, params, saved / "net.octavo", engine="reference")
+    octavo.save(net, saved / "net.octavo", engine="reference")
     assert (saved / "net.octavo").read_bytes() == first
 
 
 def test_an_engine_that_does_not_exist(calibrated, tmp_path):
-    graph, params = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
+    net = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
     with pytest.raises(QuantizationError, match="save for the engine 'tpu'"):
-        octavo.save(graph, params, tmp_path / "net.octavo", engine="tpu")
+        octavo.save(net, tmp_path / "net.octavo", engine="tpu")
     assert not list(tmp_path.iterdir())
 
 
@@ -359,22 +361,22 @@ def test_minilm_in_another_process_without_transformers(engine, tmp_path):
     model = scored.build()
     graph = octavo.capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
     plan = octavo.make_plan(graph, target="onednn" if engine == "inductor" else engine)
-    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, scored.calibration()), "entropy")
-    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    net = octavo.choose_params(plan, octavo.observe(plan, scored.calibration()), "entropy")
+    octavo.save(net, tmp_path / "net.octavo", engine=engine)
     assert octavo.size_mb(tmp_path / "net.octavo") <= 0.28 * octavo.size_mb(model)
     torch.save(scored.example, tmp_path / "x.pt")
     paths = [str(tmp_path / name) for name in ("net.octavo", "x.pt", "y.pt")]
     code = WITHOUT_TRANSFORMERS.replace("octavo.load(sys.argv[1])(x)", "octavo.load(sys.argv[1])(**x)")
     subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=tmp_path)
-    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(graph, params, engine=engine)(**scored.example))
+    assert_equal(torch.load(tmp_path / "y.pt"), octavo.compile(net, engine=engine)(**scored.example))
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
 def test_notes_come_back(form, calibrated, tmp_path):
-    graph, params = calibrated(nn.Linear(4, 4).eval(), torch.randn(8, 4))
-    params = replace(params, notes=("0.input: range ends at 10", "left in float: é"))
+    net = calibrated(nn.Linear(4, 4).eval(), torch.randn(8, 4))
+    net = replace(net, notes=("0.input: range ends at 10", "left in float: é"))
     for _ in range(2):
-        octavo.save(graph, params, tmp_path / "net", engine="reference", form=form)
-        assert read(tmp_path / "net").params.notes == params.notes
+        octavo.save(net, tmp_path / "net", engine="reference", form=form)
+        assert read(tmp_path / "net").net.notes == net.notes
         found = origin_of(octavo.load(tmp_path / "net", check=False))
-        graph, params = found.graph, found.params
+        net = found.net

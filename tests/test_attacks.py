@@ -522,8 +522,9 @@ def test_an_operator_that_the_caller_vouches_for_is_loaded(tmp_path):
 
     from forgery import quantized  # noqa: PLC0415
 
-    graph, params = quantized(Twice(), x := torch.randn(2, 4))
-    octavo.save(graph, params, path := tmp_path / "net.octavo", engine="reference")
+    net = quantized(Twice(), x := torch.randn(2, 4))
+    graph = net.graph
+    octavo.save(net, path := tmp_path / "net.octavo", engine="reference")
     with pytest.raises(QuantizationError, match=r'pass operators=\("octavo_trust.twice.default",\)'):
         octavo.load(path)
     assert pickle.loads(pickle.dumps(graph))(x).shape == (2, 3)  # whoever unpickles trusts it

@@ -36,10 +36,10 @@ def kit_in(folder: Path) -> Kit:
             model = nn.Sequential(model, nn.Linear(5, 4))
         graph = octavo.capture(model, example)
         plan = octavo.make_plan(graph, target=target_for("openvino"))
-        stats = octavo.observe(graph, plan, [example])
-        found[name] = (model, example, graph, plan, stats, octavo.choose_params(graph, plan, stats))
+        stats = octavo.observe(plan, [example])
+        found[name] = (model, example, graph, plan, stats, octavo.choose_params(plan, stats))
     model, example, graph, plan, stats, params = found["own"]
-    octavo.save(graph, params, folder / "net.octavo", engine="reference")
+    octavo.save(params, folder / "net.octavo", engine="reference")
     _, _, other, other_plan, other_stats, other_params = found["other"]
     return Kit(model=model, example=example, graph=graph, plan=plan, stats=stats, params=params, other=other,
                other_plan=other_plan, other_stats=other_stats, other_params=other_params, folder=folder)  # fmt: skip
@@ -83,8 +83,8 @@ def test_every_bad_argument_is_one_error_that_names_it(kit, rows):
 @pytest.fixture(scope="module")
 def networks(kit: Kit) -> dict[str, Any]:
     """The network on every engine, and all else that is called like it."""
-    compiled = {engine: octavo.compile(kit.graph, kit.params, engine=engine) for engine in available()}
-    simulated, training = octavo.simulate(kit.graph, kit.params), octavo.trainable(kit.graph, kit.params)
+    compiled = {engine: octavo.compile(kit.params, engine=engine) for engine in available()}
+    simulated, training = octavo.simulate(kit.params), octavo.trainable(kit.params)
     return {**compiled, "simulation": simulated, "training": training, "graph": kit.graph}
 
 

@@ -29,15 +29,16 @@ def test_a_bias_beside_almost_nothing_fits_into_int32(layer, shape, target, cali
     with torch.no_grad():
         layer.weight.mul_(1e-12)
         layer.bias.copy_(torch.linspace(-7, 7, 6))
-    graph, params = calibrated(nn.Sequential(layer).eval(), torch.randn(shape), target=target)
-    unit = unit_of(params, "0").expand(6) if unit_of(params, "0").numel() in (1, 6) else unit_of(params, "0").repeat(2)
+    net = calibrated(nn.Sequential(layer).eval(), torch.randn(shape), target=target)
+    graph = net.graph
+    unit = unit_of(net, "0").expand(6) if unit_of(net, "0").numel() in (1, 6) else unit_of(net, "0").repeat(2)
     assert bool((layer.bias.detach().double().abs() <= LARGEST_BIAS * (1 + 1e-6) * unit).all())
     x = torch.randn(shape)
-    assert octavo.sqnr_db(graph(x), octavo.simulate(graph, params)(x)) > 100
+    assert octavo.sqnr_db(graph(x), octavo.simulate(net)(x)) > 100
 
 
 def test_scales_with_room_are_those_of_the_weights(calibrated):
     layer = nn.Linear(8, 6)
-    _, params = calibrated(nn.Sequential(layer).eval(), torch.randn(16, 8), target="paper")
-    (weight,) = (params.values[q.name] for q in params.plan.quantizers if q.constant)
+    net = calibrated(nn.Sequential(layer).eval(), torch.randn(16, 8), target="paper")
+    (weight,) = (net.values[q.name] for q in net.plan.quantizers if q.constant)
     torch.testing.assert_close(weight.scale, layer.weight.detach().abs().amax(1) / 127, rtol=1e-6, atol=0)

@@ -191,9 +191,9 @@ def test_a_scheme_may_have_a_scale_along_exactly_the_axes_that_are_not_summed(ca
             continue
         plan = make_plan(graph, rules)
         assert scheme_at(plan, "0.input") == scheme
-        params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-        assert params.values["0.input"].scale.shape == (shape[axis],)
-        exact, rounded = octavo.compile(graph, params, engine="reference")(x), simulate(graph, params)(x)
+        net = choose_params(plan, observe(plan, [x]), "max")
+        assert net.values["0.input"].scale.shape == (shape[axis],)
+        exact, rounded = octavo.compile(net, engine="reference")(x), simulate(net)(x)
         assert sqnr_db(rounded, exact) > 90  # ties aside, the same integers
         assert sqnr_db(graph(x), exact) > 30
 
@@ -210,9 +210,9 @@ def test_axes_of_a_product_that_are_not_summed(network) -> None:
                     make_plan(graph, rules)
                 continue
             plan = make_plan(graph, rules)
-            params = choose_params(graph, plan, observe(graph, plan, [(q, k)]), "max")
-            exact = octavo.compile(graph, params, engine="reference")(q, k)
-            assert sqnr_db(simulate(graph, params)(q, k), exact) > 90
+            net = choose_params(plan, observe(plan, [(q, k)]), "max")
+            exact = octavo.compile(net, engine="reference")(q, k)
+            assert sqnr_db(simulate(net)(q, k), exact) > 90
     with pytest.raises(QuantizationError, match="zero-points would meet sums that are only known when"):
         make_plan(graph, [Rule(role="lhs", scheme=replace(AFFINE_UINT8, axis=1)), Rule("*")])
 
@@ -240,7 +240,7 @@ def test_channels_of_one_group_share_a_scale() -> None:
     graph = capture(nn.Sequential(nn.Conv2d(6, 6, 1, groups=2)), torch.randn(2, 6, 5, 5))
     plan = make_plan(graph, [Rule(role="input", scheme=Scheme(axis=1)), Rule("*")])
     x = unlike(2, 6, 5, 5)
-    scale = choose_params(graph, plan, observe(graph, plan, [x]), "max").values["0.input"].scale
+    scale = choose_params(plan, observe(plan, [x]), "max").values["0.input"].scale
     expected = x.abs().amax((0, 2, 3)).reshape(2, 3).amax(1).repeat_interleave(3) / 127
     torch.testing.assert_close(scale, expected, rtol=1e-6, atol=0)
 
@@ -267,10 +267,10 @@ def test_a_quantizer_of_channels_crosses_what_leaves_channels_alone(move, networ
     assert quantizer.scheme.axis == 1
     (source,) = {edge.source for edge in quantizer.edges}
     assert source.startswith("conv") == crosses
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    wanted = simulate(graph, params)(x)
-    assert sqnr_db(wanted, octavo.compile(graph, params, engine="reference")(x)) > 90
-    assert sqnr_db(wanted, octavo.compile(graph, params, engine="openvino")(x)) > 40
+    net = choose_params(plan, observe(plan, [x]), "max")
+    wanted = simulate(net)(x)
+    assert sqnr_db(wanted, octavo.compile(net, engine="reference")(x)) > 90
+    assert sqnr_db(wanted, octavo.compile(net, engine="openvino")(x)) > 40
 
 
 # ---- choosing
@@ -280,9 +280,9 @@ def test_a_dead_channel_has_the_range_of_all_others() -> None:
     graph = capture(nn.Sequential(nn.Conv2d(6, 6, 3, groups=6)), torch.randn(2, 6, 5, 5))
     plan = make_plan(graph, [Rule(role="input", scheme=CHANNELS), Rule("*")])
     x = unlike(2, 6, 5, 5)
-    scale = choose_params(graph, plan, observe(graph, plan, [x]), "max").values["0.input"].scale
+    scale = choose_params(plan, observe(plan, [x]), "max").values["0.input"].scale
     assert float(scale[2]) == float(scale.max())
-    dead = choose_params(graph, plan, observe(graph, plan, [0 * x]), "max").values["0.input"].scale
+    dead = choose_params(plan, observe(plan, [0 * x]), "max").values["0.input"].scale
     assert bool((dead == 1).all())
 
 
@@ -313,9 +313,9 @@ def test_a_dense_and_a_depthwise_reader_share_a_scale_unless_that_costs_a_bit(ne
         layers = {"a": a, "dense": nn.Conv2d(8, 4, 1), "depthwise": nn.Conv2d(8, 8, 3, groups=8)}
         graph = capture(network(forward, **layers).eval(), x := torch.randn(8, 3, 9, 9))
         plan = make_plan(graph, target="openvino")
-        params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
+        net = choose_params(plan, observe(plan, [x]), "max")
         sites = ("dense.input", "depthwise.input")
-        assert len([q for q in params.plan.quantizers if {s.name for s in q.sites} & {*sites}]) == quantizers
+        assert len([q for q in net.plan.quantizers if {s.name for s in q.sites} & {*sites}]) == quantizers
 
 
 def test_two_depthwise_readers_beside_a_dense_one_are_both_served(network) -> None:
@@ -329,14 +329,14 @@ def test_two_depthwise_readers_beside_a_dense_one_are_both_served(network) -> No
     nn.init.zeros_(a.bias)
     graph = capture(network(forward, a=a, dense=nn.Conv2d(8, 4, 1), **depthwise).eval(), x := torch.rand(4, 1, 9, 9))
     plan = make_plan(graph, target="openvino")
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    assert {site.name for q in params.plan.quantizers for site in q.sites} == {
+    net = choose_params(plan, observe(plan, [x]), "max")
+    assert {site.name for q in net.plan.quantizers for site in q.sites} == {
         site.name for q in plan.quantizers for site in q.sites
     }
-    assert all(one.scheme.axis is None for one in params.plan.quantizers if not one.constant)
+    assert all(one.scheme.axis is None for one in net.plan.quantizers if not one.constant)
     assert plan.coverage.per_tensor == ()
-    assert params.plan.coverage.per_tensor == ("one", "two")
-    compiled = octavo.compile(graph, params, engine="reference")
+    assert net.plan.coverage.per_tensor == ("one", "two")
+    compiled = octavo.compile(net, engine="reference")
     assert all(one.on_integers for one in compiled.executions().values())
 
 
@@ -349,15 +349,15 @@ def test_every_engine_computes_what_the_simulation_says(engine, options) -> None
     x = torch.randn(16, 3, 12, 12)
     graph = capture(separable(70, **options), x)
     plan = make_plan(graph, target=runs_here(target_for(engine)))
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    compiled = octavo.compile(graph, params, engine=engine)
+    net = choose_params(plan, observe(plan, [x]), "max")
+    compiled = octavo.compile(net, engine=engine)
     executions = compiled.executions()
     assert executions["0"].on_integers
     assert executions["2"].on_integers
-    assert sqnr_db(simulate(graph, params)(x), compiled(x)) > 38
+    assert sqnr_db(simulate(net)(x), compiled(x)) > 38
     whole = make_plan(graph, target=replace(plan.target, channels=False))
-    coarse = choose_params(graph, whole, observe(graph, whole, [x]), "max")
-    gain = sqnr_db(graph(x), simulate(graph, params)(x)) - sqnr_db(graph(x), simulate(graph, coarse)(x))
+    coarse = choose_params(whole, observe(whole, [x]), "max")
+    gain = sqnr_db(graph(x), simulate(net)(x)) - sqnr_db(graph(x), simulate(coarse)(x))
     assert gain > 3 if plan.target.channels else gain == 0
 
 
@@ -381,9 +381,9 @@ def test_every_engine_computes_scales_that_a_rule_asks_for(engine, case, symmetr
     scheme = Scheme(axis=axis, symmetric=symmetric, signed=symmetric, full_range=symmetric)
     plan = make_plan(graph, [Rule(role=role, scheme=scheme), Rule("*")], target=runs_here(target_for(engine)))
     x = torch.randn(shape) * torch.logspace(-2, 2, shape[1]).reshape(-1, *[1] * (len(shape) - 2))
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    compiled = octavo.compile(graph, params, engine=engine, check=False)
-    assert sqnr_db(simulate(graph, params)(x), compiled(x)) > 38
+    net = choose_params(plan, observe(plan, [x]), "max")
+    compiled = octavo.compile(net, engine=engine, check=False)
+    assert sqnr_db(simulate(net)(x), compiled(x)) > 38
 
 
 @pytest.mark.parametrize("engine", available())
@@ -392,9 +392,9 @@ def test_heads_with_a_scale_each(engine, network) -> None:
     graph = capture(network(lambda self, q, k: q @ k), (q, k))
     rules = [Rule(role="lhs", scheme=Scheme(axis=1, full_range=True)), Rule("*")]
     plan = make_plan(graph, rules, target=runs_here(target_for(engine)))
-    params = choose_params(graph, plan, observe(graph, plan, [(q, k)]), "max")
-    compiled = octavo.compile(graph, params, engine=engine, check=False)
-    assert sqnr_db(simulate(graph, params)(q, k), compiled(q, k)) > 38
+    net = choose_params(plan, observe(plan, [(q, k)]), "max")
+    compiled = octavo.compile(net, engine=engine, check=False)
+    assert sqnr_db(simulate(net)(q, k), compiled(q, k)) > 38
 
 
 @pytest.mark.parametrize("engine", available())
@@ -408,8 +408,8 @@ def test_what_is_also_returned_is_not_divided_by_the_steps(engine, network) -> N
         layers["a"].weight.mul_(torch.logspace(-2, 2, 8).reshape(-1, 1, 1, 1))
     graph = capture(network(forward, **layers).eval(), x := torch.randn(4, 3, 9, 9))
     plan = make_plan(graph, target=runs_here(target_for(engine)))
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    wanted, found = simulate(graph, params)(x), octavo.compile(graph, params, engine=engine, check=False)(x)
+    net = choose_params(plan, observe(plan, [x]), "max")
+    wanted, found = simulate(net)(x), octavo.compile(net, engine=engine, check=False)(x)
     assert min(sqnr_db(a, b) for a, b in zip(wanted, found, strict=True)) > 38
 
 
@@ -419,9 +419,9 @@ def test_weights_of_any_scheme_beside_a_scale_a_channel_on_onnxruntime() -> None
     for weight in (Scheme(), Scheme(symmetric=False), Scheme(axis=0, symmetric=False)):
         plan = make_plan(graph, [Rule(role="weight", scheme=weight), Rule("*")], target=runs_here("onnxruntime"))
         assert scheme_at(plan, "2.input").axis == 1
-        params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-        compiled = octavo.compile(graph, params, engine="onnxruntime", check=False)
-        assert sqnr_db(simulate(graph, params)(x), compiled(x)) > 38
+        net = choose_params(plan, observe(plan, [x]), "max")
+        compiled = octavo.compile(net, engine="onnxruntime", check=False)
+        assert sqnr_db(simulate(net)(x), compiled(x)) > 38
 
 
 def test_exact_sums_with_a_scale_a_channel() -> None:
@@ -429,9 +429,9 @@ def test_exact_sums_with_a_scale_a_channel() -> None:
     x, model = torch.randn(1, 3, 4), nn.Sequential(nn.Conv1d(3, 6, 2, groups=3, bias=False))
     graph = capture(model, x, dynamic_axes=())
     plan = make_plan(graph, [Rule(role="input", scheme=replace(AFFINE_UINT8, axis=1)), Rule("*")])
-    params = choose_params(graph, plan, observe(graph, plan, [x]), "max")
-    into, weight = params.values["0.input"], params.values["0.weight"]
-    found = octavo.compile(graph, params, engine="reference")(x)
+    net = choose_params(plan, observe(plan, [x]), "max")
+    into, weight = net.values["0.input"], net.values["0.weight"]
+    found = octavo.compile(net, engine="reference")(x)
     for output in range(6):
         channel = output // 2
         s, z = float(into.scale[channel]), int(into.zero_point[channel])
@@ -446,17 +446,18 @@ def test_exact_sums_with_a_scale_a_channel() -> None:
 def test_scales_of_channels_are_trained_and_stored(ranges, tmp_path) -> None:
     graph = capture(separable(), IMAGE)
     plan = make_plan(graph, target=runs_here("openvino"))
-    params = choose_params(graph, plan, observe(graph, plan, [IMAGE]), "max")
-    module = trainable(graph, params, ranges=ranges)
+    net = choose_params(plan, observe(plan, [IMAGE]), "max")
+    module = trainable(net, ranges=ranges)
     optimizer = torch.optim.SGD(module.parameters(), 1e-3)
     module(IMAGE).square().mean().backward()
     optimizer.step()
-    new, learned = trained(graph, params, module)
-    before, after = params.values["2.input"].scale, learned.values["2.input"].scale
+    learned = trained(net, module)
+    new = learned.graph
+    before, after = net.values["2.input"].scale, learned.values["2.input"].scale
     assert before.shape == after.shape == (8,)
     assert torch.equal(before, after) == (ranges == "fixed")
     octavo.save(new, learned, tmp_path / "net.octavo", engine="openvino")
     loaded = read(tmp_path / "net.octavo")
-    assert torch.equal(loaded.params.values["2.input"].scale, after)
+    assert torch.equal(loaded.net.values["2.input"].scale, after)
     x = torch.randn(4, 3, 9, 9)
-    assert torch.equal(simulate(loaded.graph, loaded.params)(x), simulate(new, learned)(x))
+    assert torch.equal(simulate(loaded.net)(x), simulate(learned)(x))

@@ -16,6 +16,7 @@ from octavo.engines.reference import compile_reference
 from octavo.network.edit import attribute
 from octavo.network.graph import clone
 from octavo.network.origin import origin_of
+from octavo.network.quantized import on_graph
 from octavo.network.samples import SAMPLES, Samples, packed, unpacked
 from octavo.network.target import target_for
 
@@ -30,19 +31,21 @@ def kept(graph, *batches):
 
 
 def test_a_few_samples_are_kept_over_the_batches(calibrated):
-    graph, params = calibrated(nn.Linear(4, 3), torch.randn(2, 4))
+    net = calibrated(nn.Linear(4, 3), torch.randn(2, 4))
+    graph = net.graph
     first, second = torch.randn(3, 4), torch.randn(9, 4)
     (one,), (other,) = kept(graph, (first,), (second,), (torch.randn(5, 4),))
     assert torch.equal(one, first)
     assert torch.equal(other, second[: SAMPLES - 3])
-    ((args, kwargs),) = params.samples  # what the fixture calibrated with
+    ((args, kwargs),) = net.samples  # what the fixture calibrated with
     assert (args[0].shape, kwargs) == (torch.Size([2, 4]), {})
 
 
 def test_samples_are_copies_of_the_inputs_alone(calibrated):
-    graph, _ = calibrated(nn.Linear(4, 3), x := torch.randn(2, 4))
+    _ = calibrated(nn.Linear(4, 3), x := torch.randn(2, 4))
+    graph = _.graph
     plan = octavo.make_plan(graph)
-    ((args, _),) = octavo.observe(graph, plan, [(x, "a label")]).samples
+    ((args, _),) = octavo.observe(plan, [(x, "a label")]).samples
     assert torch.equal(args[0], x)
     x.zero_()
     assert args[0].abs().sum() > 0
@@ -51,7 +54,8 @@ def test_samples_are_copies_of_the_inputs_alone(calibrated):
 def test_what_cannot_be_cut_is_kept_whole_once(network, calibrated):
     model = network(lambda self, nodes, edges: self.a(nodes)[edges[0]], a=nn.Linear(4, 3))
     example = (torch.randn(6, 4), torch.randint(0, 6, (2, 9)))
-    graph, _ = calibrated(model, example, dynamic_axes=(0, 1))
+    _ = calibrated(model, example, dynamic_axes=(0, 1))
+    graph = _.graph
     batches = [(torch.randn(700, 4), torch.randint(0, 700, (2, 100_000))) for _ in range(3)]
     ((nodes, edges),) = kept(graph, *batches)
     assert torch.equal(nodes, batches[0][0])
@@ -66,7 +70,8 @@ def test_large_samples_are_fewer_and_empty_batches_none(calibrated):
     )
     ((x,),) = kept(graph, (torch.randn(4, 300_000),), (torch.randn(1, 300_000),))
     assert len(x) == 1
-    graph, _ = calibrated(nn.Linear(4, 1), torch.randn(2, 4))
+    _ = calibrated(nn.Linear(4, 1), torch.randn(2, 4))
+    graph = _.graph
     ((y,),) = kept(graph, (torch.randn(1, 4),))
     assert len(y) == 1
 
@@ -168,37 +173,37 @@ def deep(blocks: int) -> nn.Module:
     made = [BasicBlock(8) for _ in range(blocks)]
     for block in made:
         nn.init.constant_(block.norm2.weight, 0.3)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), *made, nn.Flatten(), nn.Linear(800, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), made, nn.Flatten(), nn.Linear(800, 10))
 
 
 @pytest.mark.parametrize("engine", available())
 @pytest.mark.parametrize("blocks", [1, 12])
 def test_right_engines_pass_however_deep_the_network_is(blocks, engine, calibrated):
-    graph, params = calibrated(deep(blocks).eval(), torch.randn(8, 3, 12, 12), target=target_for(engine))
+    net = calibrated(deep(blocks).eval(), torch.randn(8, 3, 12, 12), target=target_for(engine))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        network = octavo.compile(graph, params, engine=engine)
-    assert origin_of(network).params is params
+        network = octavo.compile(net, engine=engine)
+    assert origin_of(network).net is net
 
 
-def wrongly(graph, params, layer, factor):
-    """(graph, params) whose weight of `layer`, and the unit of its integers, are `factor` times what they should be."""
+def wrongly(params, layer, factor):
+    """The network whose weight of `layer`, and the unit of its integers, are `factor` times what they should be."""
     quantizer = next(q for q in params.plan.quantizers if q.constant and q.sites[0].layer == layer)
-    other = clone(graph)
+    other = clone(params.graph)
     node = next(node for node in other.module.graph.nodes if node.name == quantizer.edges[0].source)
     attribute(other.module, node).data.mul_(factor)
     scale = params.values[quantizer.name].scale * (abs(factor) or 1)
     values = {**params.values, quantizer.name: replace(params.values[quantizer.name], scale=scale)}
-    return other, replace(params, values=values)
+    return on_graph(params, other, values)
 
 
 @pytest.mark.parametrize("blocks", [1, 12])
 @pytest.mark.parametrize("factor", [2.0, -1.0, 0.0])
 def test_wrong_ones_do_not(factor, blocks, calibrated):
-    graph, params = calibrated(deep(blocks).eval(), torch.randn(8, 3, 12, 12), target="paper")
-    calls = params.samples
-    wanted = simulated(graph, params, calls)
+    net = calibrated(deep(blocks).eval(), torch.randn(8, 3, 12, 12), target="paper")
+    calls = net.samples
+    wanted = simulated(net, calls)
     for layer in ("0", f"{blocks + 2}", *["1.conv2"] * (blocks == 1)):
-        wrong = ran(compile_reference(*wrongly(graph, params, layer, factor)), calls)
-        found = agreement(wanted, wrong, lambda: moved(graph, params, calls, 2**-10))
+        wrong = ran(compile_reference(wrongly(net, layer, factor)), calls)
+        found = agreement(wanted, wrong, lambda: moved(net, calls, 2**-10))
         assert not found.holds, (layer, found)

@@ -214,34 +214,34 @@ def calls(module):
 
 def test_an_inverted_residual_is_one_call() -> None:
     x = torch.randn(2, 3, 32, 32)
-    graph, params = prepared(Inverted().eval(), (x,), target="onednn")
-    module, executions = lowered(graph, params)
+    net = prepared(Inverted().eval(), (x,), target="onednn")
+    module, executions = lowered(net)
     assert calls(module) == [1, 3, 3]  # stem; both inverted residuals, one with its addition, one with its padding
     assert not any(node.target is torch.ops.aten.add.Tensor for node in module.graph.nodes)
     assert not any("pad" in str(node.target) for node in module.graph.nodes)
     convolutions = {row.implementation for row in executions.values() if row.kernel == "convolution"}
     assert convolutions == {"octavo_i8"}
-    assert_agrees(module, simulate(graph, params), (x,))
-    network = compile(graph, params, engine="inductor")
-    assert_agrees(network, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(net), (x,))
+    network = compile(net, engine="inductor")
+    assert_agrees(network, simulate(net), (x,))
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Identity, nn.Hardswish, lambda: nn.Hardtanh(-0.5, 0.7)])
 @pytest.mark.parametrize("target", ["onednn", "openvino", "paper", "tensorrt", "onnxruntime"])
 def test_chains_are_the_simulation(act, target) -> None:
     x = torch.randn(2, 3, 32, 32)
-    graph, params = prepared(Inverted(act).eval(), (x,), target=target)
-    module, _ = lowered(graph, params)
-    assert_agrees(module, simulate(graph, params), (x,))
+    net = prepared(Inverted(act).eval(), (x,), target=target)
+    module, _ = lowered(net)
+    assert_agrees(module, simulate(net), (x,))
 
 
 @pytest.mark.parametrize("skipped", ["stem.0", "one.0", "one.2", "project", "down.0"])
 def test_layers_in_float_cut_a_chain(skipped) -> None:
     x = torch.randn(2, 3, 32, 32)
-    graph, params = prepared(Inverted().eval(), (x,), (Rule(skipped, skip=True), EVERYTHING), "onednn")
-    module, executions = lowered(graph, params)
+    net = prepared(Inverted().eval(), (x,), (Rule(skipped, skip=True), EVERYTHING), "onednn")
+    module, executions = lowered(net)
     assert [name for name, row in executions.items() if not row.on_integers] == [skipped]
-    assert_agrees(module, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(net), (x,))
 
 
 def test_what_others_read_is_written() -> None:
@@ -258,46 +258,46 @@ def test_what_others_read_is_written() -> None:
             return self.filter(x), self.other(x)
 
     x = torch.randn(2, 8, 6, 6)
-    graph, params = prepared(Twice().eval(), (x,), target="onednn")
-    module, _ = lowered(graph, params)
+    net = prepared(Twice().eval(), (x,), target="onednn")
+    module, _ = lowered(net)
     assert calls(module) == [1, 1]  # a depthwise result in float is oneDNN's to write
-    assert_agrees(module, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(net), (x,))
 
 
 def test_dilated_grouped_and_multiplied_convolutions_are_onednns() -> None:
     x = torch.randn(2, 8, 9, 9)
     for layer in (nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 16, 3, groups=8)):
-        graph, params = prepared(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(layer.out_channels, 4, 1)).eval(), (x,))
-        module, executions = lowered(graph, params)
+        net = prepared(nn.Sequential(layer, nn.ReLU(), nn.Conv2d(layer.out_channels, 4, 1)).eval(), (x,))
+        module, executions = lowered(net)
         assert [row.implementation for row in executions.values()] == ["onednn_i8", "octavo_i8"]
-        assert_agrees(module, simulate(graph, params), (x,))
+        assert_agrees(module, simulate(net), (x,))
 
 
 def test_results_that_might_leave_int32_are_onednns() -> None:
     x = torch.randn(2, 8, 9, 9)
     model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    graph, params = prepared(model, (x,), target="onednn")
-    tiny = replace(params.values["2.input"], scale=torch.tensor(1e-12))  # results are 10¹² steps and more
-    _, executions = lowered(graph, replace(params, values={**params.values, "2.input": tiny}))
+    net = prepared(model, (x,), target="onednn")
+    tiny = replace(net.values["2.input"], scale=torch.tensor(1e-12))  # results are 10¹² steps and more
+    _, executions = lowered(replace(net, values={**net.values, "2.input": tiny}))
     assert [row.implementation for row in executions.values()] == ["onednn_i8", "octavo_i8"]
 
 
 def test_an_even_kernel_padded_to_the_same_size_is_on_integers() -> None:
     x = torch.randn(1, 2, 5, 5)
-    graph, params = prepared(nn.Sequential(nn.Conv2d(2, 3, 2, padding="same"), nn.ReLU()).eval(), (x,), target="onednn")
-    module, executions = lowered(graph, params)
+    net = prepared(nn.Sequential(nn.Conv2d(2, 3, 2, padding="same"), nn.ReLU()).eval(), (x,), target="onednn")
+    module, executions = lowered(net)
     assert [row.implementation for row in executions.values()] == ["octavo_i8"]
-    assert_agrees(module, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(net), (x,))
 
 
 def test_a_cpu_without_the_instructions_has_onednn(monkeypatch) -> None:
     monkeypatch.setattr(import_module("octavo.engines.lowering.chain"), "has_avx512_vnni", lambda: False)
     x = torch.randn(2, 3, 32, 32)
-    graph, params = prepared(Inverted().eval(), (x,), target="openvino")
-    module, executions = lowered(graph, params)
+    net = prepared(Inverted().eval(), (x,), target="openvino")
+    module, executions = lowered(net)
     assert calls(module) == []
     assert "octavo_i8" not in {row.implementation for row in executions.values()}
-    assert_agrees(module, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(net), (x,))
 
 
 @pytest.mark.parametrize(
@@ -306,15 +306,15 @@ def test_a_cpu_without_the_instructions_has_onednn(monkeypatch) -> None:
 )
 def test_the_compiled_chain_takes_any_batch_and_size(batch, side) -> None:
     example = torch.randn(2, 3, 32, 32)
-    graph, params = prepared(Inverted().eval(), (example,), target="onednn", dynamic_axes=(0, 2, 3))
-    network, x = compile(graph, params, engine="inductor"), torch.randn(batch, 3, side, side)
-    assert_agrees(network, simulate(graph, params), (x,))
+    net = prepared(Inverted().eval(), (example,), target="onednn", dynamic_axes=(0, 2, 3))
+    network, x = compile(net, engine="inductor"), torch.randn(batch, 3, side, side)
+    assert_agrees(network, simulate(net), (x,))
 
 
 def test_activations_with_zero_points_and_few_bits() -> None:
     x = torch.randn(2, 3, 32, 32)
     for scheme in (Scheme(signed=False, symmetric=False), Scheme(bits=4, full_range=True)):
         rules = [Rule("*", role="weight"), Rule("*", scheme=scheme)]
-        graph, params = prepared(Inverted().eval(), (x,), rules, "onednn")
-        module, _ = lowered(graph, params)
-        assert_agrees(module, simulate(graph, params), (x,), decibels=45 if scheme.bits == 8 else 25)
+        net = prepared(Inverted().eval(), (x,), rules, "onednn")
+        module, _ = lowered(net)
+        assert_agrees(module, simulate(net), (x,), decibels=45 if scheme.bits == 8 else 25)

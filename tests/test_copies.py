@@ -11,6 +11,7 @@ import octavo
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.device import on_cpu
+from octavo.network.quantized import on_graph
 
 X = torch.randn(2, 4, 8)
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
@@ -22,8 +23,8 @@ def made():
     model = nn.Sequential(nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6), nn.ReLU()).eval()
     graph = octavo.capture(model, X)
     plan = octavo.make_plan(graph)
-    stats = octavo.observe(graph, plan, [X])
-    return graph, plan, stats, octavo.choose_params(graph, plan, stats)
+    stats = octavo.observe(plan, [X])
+    return graph, plan, stats, octavo.choose_params(plan, stats)
 
 
 @pytest.fixture(params=COPIES.values(), ids=COPIES)
@@ -33,47 +34,47 @@ def copied(request):
 
 def test_a_network_on_the_cpu_is_not_moved_there(made):
     """What is elsewhere is a copy: tests/test_cuda.py."""
-    graph, _, _, params = made
-    assert on_cpu(graph, params) == (graph, params)
-    assert on_cpu(graph, None) == (graph, None)
+    graph, _, _, net = made
+    assert on_cpu(net) is net
+    assert on_cpu(graph) is graph
 
 
 @pytest.mark.parametrize("engine", available())
 def test_a_network_without_values_is_refused(made, engine):
-    graph, _, _, params = made
+    graph, _, _, net = made
     empty = copy.deepcopy(graph)
     empty.module.to("meta")
     with pytest.raises(QuantizationError, match="it is on the meta device, which holds no values; load its weights"):
-        octavo.compile(empty, params, engine=engine)
+        octavo.compile(on_graph(net, empty), engine=engine)
 
 
 def test_values(made, copied):
-    graph, plan, stats, params = made
+    _, plan, stats, net = made
     assert copied(plan) == plan
-    again = octavo.choose_params(graph, plan, copied(stats))
-    for found in (again, copied(params)):
-        assert torch.equal(octavo.simulate(graph, found)(X), octavo.simulate(graph, params)(X))
+    again = octavo.choose_params(plan, copied(stats))
+    for found in (again, copied(net)):
+        assert torch.equal(octavo.simulate(found)(X), octavo.simulate(net)(X))
         assert found.samples
-        assert found.notes == params.notes
+        assert found.notes == net.notes
 
 
-def test_a_graph_and_its_params_together(made, copied):
+def test_a_quantized_network_with_its_graph(made, copied):
     graph, _, _, params = made
-    own_graph, own_params = copied((graph, params))
-    assert torch.equal(own_graph(X), graph(X))
+    other = copied(params)
+    assert torch.equal(other.graph(X), graph(X))
     with torch.no_grad():
-        next(own_graph.module.parameters()).zero_()
+        next(other.graph.module.parameters()).zero_()
     assert next(graph.module.parameters()).any()
-    own_graph, own_params = copied((graph, params))
+    other = copied(params)
     for engine in available():
-        mine, own = (octavo.compile(*pair, engine=engine) for pair in ((graph, params), (own_graph, own_params)))
+        mine, own = (octavo.compile(net, engine=engine) for net in (params, other))
         assert torch.equal(mine(X), own(X)), engine
 
 
 @pytest.mark.parametrize("ranges", ["fixed", "learned"])
 def test_simulations_with_the_state_that_they_have_now(made, copied, ranges):
-    graph, _, _, params = made
-    for module in (octavo.simulate(graph, params), octavo.trainable(graph, params, ranges=ranges)):
+    params = made[-1]
+    for module in (octavo.simulate(params), octavo.trainable(params, ranges=ranges)):
         with torch.no_grad():
             next(module.parameters()).mul_(0.5)
         found = copied(copied(module))
@@ -85,8 +86,8 @@ def test_simulations_with_the_state_that_they_have_now(made, copied, ranges):
 
 @pytest.mark.parametrize("engine", available())
 def test_compiled_networks_are_one_error(made, copied, engine):
-    graph, _, _, params = made
-    network = octavo.compile(graph, params, engine=engine)
+    params = made[-1]
+    network = octavo.compile(params, engine=engine)
     for held in (network, {"network": network}):
         with pytest.raises(QuantizationError, match=r"cannot leave its process; octavo.save\(.*octavo.load\(path\)"):
             copied(held)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 import octavo
 from conftest import separable, transformer
 from octavo.engines import available
-from octavo.network.calibrate import Params, choose_params, observe
-from octavo.network.graph import Graph, capture
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows, target_for
@@ -35,11 +36,11 @@ NETWORKS = {
 }
 
 
-def planned(network: nn.Module, x: Tensor, method: str, bits: int = 8) -> tuple[Graph, Params]:
+def planned(network: nn.Module, x: Tensor, method: str, bits: int = 8) -> Quantized:
     target = target_for("openvino")
     graph = capture(network, (x,))
     plan = make_plan(graph, [Rule("*", bits=bits)], target=by_rows(target) if x.ndim == 3 else target)
-    return graph, choose_params(graph, plan, observe(graph, plan, [x[:4], x[4:]]), method)
+    return choose_params(plan, observe(plan, [x[:4], x[4:]]), method)
 
 
 def nearness(wanted: Tensor, found: Tensor) -> float:
@@ -51,25 +52,25 @@ def nearness(wanted: Tensor, found: Tensor) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_ranges_and_the_same_integers(name: str, method: str) -> None:
     network, x = NETWORKS[name]()
-    graph, params = planned(copy.deepcopy(network).cuda(), x.cuda(), method)
-    there, wanted = planned(network, x, method)
-    assert params.values.keys() == wanted.values.keys()
+    net = planned(copy.deepcopy(network).cuda(), x.cuda(), method)
+    wanted = planned(network, x, method)
+    assert net.values.keys() == wanted.values.keys()
     for site, value in wanted.values.items():
         # A last bit of a product moves a value into the next bucket of its histogram, a percent away at most.
-        torch.testing.assert_close(params.values[site].scale, value.scale, rtol=0.02, atol=0)
-    found = simulate(graph, params)(x.cuda())
+        torch.testing.assert_close(net.values[site].scale, value.scale, rtol=0.02, atol=0)
+    found = simulate(net)(x.cuda())
     assert found.is_cuda
-    assert nearness(simulate(there, params)(x), found) > 35  # a value at a tie is the next integer
+    assert nearness(simulate(net)(x), found) > 35  # a value at a tie is the next integer
     assert nearness(network(x), found) > 20
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_trains(name: str) -> None:
     network, x = NETWORKS[name]()
-    graph, params = planned(network.cuda(), x.cuda(), "max", bits=4)
+    net = planned(network.cuda(), x.cuda(), "max", bits=4)
     with torch.no_grad():
         wanted = network(x.cuda())
-    student = trainable(graph, params, ranges="learned")
+    student = trainable(net, ranges="learned")
     optimizer, losses = torch.optim.Adam(student.parameters(), lr=1e-3), []
     for _ in range(60):
         loss = (student(x.cuda()) - wanted).square().mean()
@@ -83,9 +84,9 @@ def test_it_trains(name: str) -> None:
 @pytest.mark.parametrize("name", REPAIRS)
 def test_repairs_stay_on_the_device(name: str) -> None:
     network, x = NETWORKS["separable by channels"]()
-    graph, params = planned(network.cuda(), x.cuda(), "max")
-    wanted, before = network(x.cuda()), simulate(graph, params)(x.cuda())
-    found = simulate(*repair(graph, params, [x.cuda()], [name]))(x.cuda())
+    net = planned(network.cuda(), x.cuda(), "max")
+    wanted, before = network(x.cuda()), simulate(net)(x.cuda())
+    found = simulate(repair(net, [x.cuda()], [name]))(x.cuda())
     assert found.is_cuda
     assert nearness(wanted, found) > nearness(wanted, before) - 1
 
@@ -94,9 +95,10 @@ def test_repairs_stay_on_the_device(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_was_calibrated_on_a_gpu_runs_on_every_engine_of_the_cpu(name: str, engine: str, tmp_path) -> None:
     network, x = NETWORKS[name]()
-    graph, params = planned(network.cuda(), x.cuda(), "max")
-    wanted = simulate(graph, params)(x.cuda())
-    assert nearness(wanted, octavo.compile(graph, params, engine=engine)(x)) > 30
-    octavo.save(graph, params, tmp_path / "net.octavo", engine=engine)
+    net = planned(network.cuda(), x.cuda(), "max")
+    graph = net.graph
+    wanted = simulate(net)(x.cuda())
+    assert nearness(wanted, octavo.compile(net, engine=engine)(x)) > 30
+    octavo.save(net, tmp_path / "net.octavo", engine=engine)
     assert nearness(wanted, octavo.load(tmp_path / "net.octavo")(x)) > 30
     assert graph.device.type == "cuda"  # what was given stays where it is

@@ -89,7 +89,7 @@ def test_weights_whose_sums_might_leave_int32_run_in_float() -> None:
     net = nn.Linear(70_000, 2)
     nn.init.constant_(net.weight, 1.0)
     x = torch.randn(2, 70_000)
-    graph, params = prepared(nn.Sequential(net).eval(), (x,), target="onednn")
-    module, executions = lowered(graph, params)
+    params = prepared(nn.Sequential(net).eval(), (x,), target="onednn")
+    module, executions = lowered(params)
     assert not executions["0"].on_integers
-    assert_agrees(module, simulate(graph, params), (x,))
+    assert_agrees(module, simulate(params), (x,))

@@ -26,21 +26,21 @@ def made():
     model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).eval()
     graph = octavo.capture(model, torch.randn(16, 64))
     plan = octavo.make_plan(graph)
-    return graph, octavo.choose_params(graph, plan, octavo.observe(graph, plan, [torch.randn(64, 64)]))
+    return octavo.choose_params(plan, octavo.observe(plan, [torch.randn(64, 64)]))
 
 
 def test_auto_takes_the_fastest_of_those_it_timed(made):
-    graph, params = made
+    net = made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # which engine wins, and whether float does, is not ours to say
-        network = octavo.compile(graph, params, engine="auto")
+        network = octavo.compile(net, engine="auto")
     choice = network.choice
     assert choice.rejected == {}
     assert set(choice.latencies) == set(FAST)
     assert choice.engine == min(FAST, key=lambda name: choice.latencies[name].median_ms)
     assert str(choice).startswith(f"{choice.engine} is the fastest engine for this network here: {choice.engine} ")
     x = torch.randn(5, 64)
-    assert torch.equal(network(x), octavo.compile(graph, params, engine=choice.engine)(x))
+    assert torch.equal(network(x), octavo.compile(net, engine=choice.engine)(x))
 
 
 def latency(median: float) -> Latency:
@@ -68,47 +68,47 @@ def test_it_says_plainly_when_int8_is_not_the_fastest():
 
 def test_a_faster_float_network_is_a_warning(made, monkeypatch):
     found = choice(int8=2.0, f32=1.0)
-    monkeypatch.setattr(deploy, "choose_engine", lambda graph, params, check: (nn.Identity(), found))
+    monkeypatch.setattr(deploy, "choose_engine", lambda net, check: (nn.Identity(), found))
     with pytest.warns(UserWarning, match="int8 is not the fastest for this network: f32 is"):
-        assert octavo.compile(*made, engine="auto").choice is found
+        assert octavo.compile(made, engine="auto").choice is found
 
 
 def test_an_engine_that_computes_something_else_or_fails_is_out(made, monkeypatch):
-    graph, params = made
+    params = made
     compile_one = engines.compile
 
-    def broken(graph, params, *, engine, **options):
-        if engine == "openvino" and params is not None:
-            return lambda x: compile_one(graph, params, engine="reference")(x) * 1.5
+    def broken(net, *, engine, **options):
+        if engine == "openvino" and isinstance(net, octavo.Quantized):
+            return lambda x: compile_one(net, engine="reference")(x) * 1.5
         if engine == "inductor":
             raise QuantizationError(asked="compile", seen="the compiler is on strike", remedy="negotiate")
-        return compile_one(graph, params, engine="reference")
+        return compile_one(net, engine="reference")
 
     monkeypatch.setattr(engines, "compile", broken)
     monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
-    _, found = octavo.choose_engine(graph, params)
+    _, found = octavo.choose_engine(params)
     assert found.engine == "onnxruntime"
     assert found.rejected["inductor"] == "the compiler is on strike"
     assert "dB from the simulation, where rounding accounts for" in found.rejected["openvino"]
     monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "reference"))
     with pytest.raises(QuantizationError, match=r"the compiler is on strike; use engine=\"reference\""):
-        octavo.choose_engine(graph, params)
+        octavo.choose_engine(params)
 
 
 def test_without_engines_the_reference_is_what_there_is(made, monkeypatch):
     monkeypatch.setattr(race, "available", lambda: ("reference",))
-    network = octavo.compile(*made, engine="auto")
+    network = octavo.compile(made, engine="auto")
     assert network.choice.engine == "reference"
     assert network.choice.fastest == "int8"
 
 
 @pytest.mark.parametrize(
-    ("params", "options", "says"),
-    [(None, {}, "there are no parameters"), ("made", {"threads": 1}, "options were given: threads")],
+    ("quantized", "options", "says"),
+    [(False, {}, "a captured graph is the float network"), (True, {"threads": 1}, "options were given: threads")],
 )
-def test_auto_needs_parameters_and_no_options(params, options, says, made):
+def test_auto_needs_a_quantized_network_and_no_options(quantized, options, says, made):
     with pytest.raises(QuantizationError, match=f"{says}; name one of the engines"):
-        octavo.compile(made[0], params and made[1], engine="auto", **options)
+        octavo.compile(made if quantized else made.graph, engine="auto", **options)
 
 
 # ---- octavo bench
@@ -119,7 +119,7 @@ def command(*arguments):
 
 
 def test_bench_times_a_saved_network_beside_float(made, tmp_path):
-    octavo.save(*made, tmp_path / "net.octavo")
+    octavo.save(made, tmp_path / "net.octavo")
     done = command("bench", tmp_path / "net.octavo", "--batch", 3, "--rounds", 2, "--json", tmp_path / "bench.json")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "bench.json").read_text())
@@ -136,10 +136,12 @@ def test_bench_of_what_is_no_network(tmp_path):
 
 
 def test_a_batch_repeats_the_example_along_the_first_dynamic_axis(calibrated):
-    graph, _ = calibrated(nn.Linear(4, 3), torch.arange(8.0).reshape(2, 4))
+    _ = calibrated(nn.Linear(4, 3), torch.arange(8.0).reshape(2, 4))
+    graph = _.graph
     (found,) = batch_of(graph, 5)
     assert found[:, 0].tolist() == [0, 4, 0, 4, 0]
-    graph, _ = calibrated(nn.Linear(4, 3), torch.randn(2, 4), dynamic_axes=())
+    _ = calibrated(nn.Linear(4, 3), torch.randn(2, 4), dynamic_axes=())
+    graph = _.graph
     with pytest.raises(QuantizationError, match="without dynamic axes; capture it with"):
         batch_of(graph, 5)
 
@@ -148,9 +150,10 @@ def test_inductor_has_a_bfloat16_float_network(network, calibrated):
     if "inductor" not in available():
         pytest.skip("there is no C++ compiler")
     model = network(lambda self, x: self.a(x) @ self.b(x).transpose(1, 2), a=nn.Linear(32, 32), b=nn.Linear(32, 32))
-    graph, _ = calibrated(model.eval(), x := torch.randn(2, 4, 32))
-    rounded = octavo.compile(graph, None, engine="inductor", precision="bf16")(x)
-    exact = octavo.compile(graph, None, engine="inductor")(x)
+    _ = calibrated(model.eval(), x := torch.randn(2, 4, 32))
+    graph = _.graph
+    rounded = octavo.compile(graph, engine="inductor", precision="bf16")(x)
+    exact = octavo.compile(graph, engine="inductor")(x)
     assert rounded.dtype == torch.float32
     assert 30 < octavo.sqnr_db(exact, rounded) < 70
     assert octavo.sqnr_db(model(x), exact) > 100
@@ -161,10 +164,10 @@ def test_inductor_has_a_bfloat16_float_network(network, calibrated):
 def test_weights_that_may_overflow_on_this_cpu_are_warned_of(bits, overflows, warned, monkeypatch, calibrated):
     monkeypatch.setattr("octavo.engines.adds_int8_pairs_in_16_bits", lambda: overflows)
     rules = [octavo.Rule(role="weight", bits=bits), octavo.Rule("*")]
-    graph, params = calibrated(torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), torch.randn(2, 8), rules)
+    net = calibrated(torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), torch.randn(2, 8), rules)
     with warnings.catch_warnings(record=True) as found:
-        octavo.compile(graph, params, engine="openvino")
+        octavo.compile(net, engine="openvino")
     assert len([w for w in found if "this CPU, which has no VNNI" in str(w.message)]) == warned
     with warnings.catch_warnings(record=True) as found:
-        octavo.compile(graph, params, engine="reference")
+        octavo.compile(net, engine="reference")
     assert not found

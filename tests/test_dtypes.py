@@ -33,17 +33,17 @@ def batch(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_in_and_out(calibrated, network, dtype, quantized, engine) -> None:
     model = network(cast, layer=nn.Linear(4, 4), dtype=dtype).eval()
-    graph, params = calibrated(model, batch(dtype), target=engine)
+    net = calibrated(model, batch(dtype), target=engine)
     if not quantized:
-        params = None
+        net = None
     unknown_to_plugin = dtype in (torch.float64, torch.int16) and quantized and engine == "openvino"
     if dtype is torch.bfloat16 or unknown_to_plugin:
         with pytest.raises(QuantizationError, match=r"bfloat16, which has no array|does not support (f64|i16)"):
-            compile(graph, params, engine=engine)
+            compile(net, engine=engine)
         return
-    compiled = compile(graph, params, engine=engine, threads=1)
+    compiled = compile(net, engine=engine, threads=1)
     inputs = batch(dtype)
-    reference = model if params is None else simulate(graph, params)
+    reference = model if net is None else simulate(net)
     for want, have in zip(reference(*inputs), compiled(*inputs), strict=True):
         assert (have.dtype, have.shape) == (want.dtype, want.shape)
         if want.dtype is torch.bool:
@@ -59,16 +59,16 @@ def test_every_dtype_in_and_out(calibrated, network, dtype, quantized, engine) -
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_weights_of_another_dtype(calibrated, network, dtype, engine) -> None:
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(4, 4).to(dtype))
-    graph, params = calibrated(model, torch.randn(3, 4, dtype=dtype), target=engine)
+    net = calibrated(model, torch.randn(3, 4, dtype=dtype), target=engine)
     with pytest.raises(QuantizationError, match=r"asked to compile for .*, but it failed \("):
-        compile(graph, params, engine=engine)
+        compile(net, engine=engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_input_that_nothing_reads_is_passed_all_the_same(calibrated, network, engine) -> None:
     """OpenVINO has no port for it."""
     model = network(lambda self, x, unused: self.layer(x), layer=nn.Linear(4, 4))
-    graph, params = calibrated(model, (torch.randn(3, 4), torch.rand(3)), target=engine)
+    net = calibrated(model, (torch.randn(3, 4), torch.rand(3)), target=engine)
     x = torch.randn(5, 4)
-    want = simulate(graph, params)(x, torch.rand(5)).detach()
-    torch.testing.assert_close(compile(graph, params, engine=engine)(x, torch.rand(5)), want, rtol=0, atol=0.1)
+    want = simulate(net)(x, torch.rand(5)).detach()
+    torch.testing.assert_close(compile(net, engine=engine)(x, torch.rand(5)), want, rtol=0, atol=0.1)

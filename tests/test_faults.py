@@ -33,11 +33,11 @@ def engine_that(monkeypatch, name, compile, **row):
 def wrong_in(*wrong):
     """The reference, which multiplies by 1.5 too much in the layers `wrong`, where they are quantized."""
 
-    def compile(graph, params, **options):
-        layers = {site.layer for q in params.plan.quantizers for site in q.sites}
+    def compile(net, **options):
+        layers = {site.layer for q in net.plan.quantizers for site in q.sites}
         for layer in set(wrong) & layers:
-            graph, params = wrongly(graph, params, layer, 1.5)
-        return compile_reference(graph, params)
+            net = wrongly(net, layer, 1.5)
+        return compile_reference(net)
 
     return compile
 
@@ -53,28 +53,25 @@ def made(network, calibrated):
 
 @pytest.mark.parametrize("wrong", [("first",), ("second",), ("last",), ("second", "last"), ("first", "third")])
 def test_a_layer_that_the_engine_computes_wrongly_is_left_in_float(wrong, made, monkeypatch):
-    graph, params = made
+    net = made
     engine_that(monkeypatch, "wrong", wrong_in(*wrong))
     with pytest.warns(UserWarning, match="left in float: .* because wrong computes it wrongly: it would be .* dB"):
-        network = octavo.compile(graph, params, engine="wrong")
-    found = origin_of(network).params
+        network = octavo.compile(net, engine="wrong")
+    found = origin_of(network).net
     assert {kept.site for kept in found.plan.coverage.kept_float} == set(wrong)
     assert all("wrong computes it wrongly" in kept.reason for kept in found.plan.coverage.kept_float)
-    assert params.plan.coverage.kept_float == ()
+    assert net.plan.coverage.kept_float == ()
     x = torch.randn(64, 16)
-    assert octavo.sqnr_db(octavo.simulate(graph, found)(x), network(x)) > 40  # but for ties
-    assert (
-        octavo.sqnr_db(octavo.simulate(graph, params)(x), octavo.compile(graph, params, engine="wrong", check=False)(x))
-        < 30
-    )
+    assert octavo.sqnr_db(octavo.simulate(found)(x), network(x)) > 40  # but for ties
+    assert octavo.sqnr_db(octavo.simulate(net)(x), octavo.compile(net, engine="wrong", check=False)(x)) < 30
 
 
-def always_wrong(graph, params, **options):
-    network = compile_reference(graph, params)
+def always_wrong(net, **options):
+    network = compile_reference(net)
     return lambda x: network(x) * 1.5
 
 
-def failing(graph, params, **options):
+def failing(net, **options):
     def run(x):
         raise RuntimeError("Unsupported post op swish")
 
@@ -90,7 +87,7 @@ class _Callable:
 
 
 def wrapped(make):
-    return lambda graph, params, **options: _Callable(make(graph, params))
+    return lambda net, **options: _Callable(make(net))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +96,8 @@ def wrapped(make):
 def test_an_engine_that_is_wrong_with_every_plan_is_one_error(make, says, made, monkeypatch):
     engine_that(monkeypatch, "wrong", wrapped(make))
     with pytest.raises(EngineFaultError, match=f"computes something else than the network.*{says}.*check=False"):
-        octavo.compile(*made, engine="wrong")
-    assert octavo.compile(*made, engine="wrong", check=False) is not None
+        octavo.compile(made, engine="wrong")
+    assert octavo.compile(made, engine="wrong", check=False) is not None
 
 
 def test_auto_takes_the_fastest_that_is_right(made, monkeypatch, tmp_path):
@@ -108,10 +105,10 @@ def test_auto_takes_the_fastest_that_is_right(made, monkeypatch, tmp_path):
     engine_that(monkeypatch, "half", wrong_in("second"))
     monkeypatch.setattr(race, "available", lambda: ("wrong", "reference"))
     with pytest.raises(QuantizationError, match=r'wrong: it computes something else.*; use engine="reference"'):
-        octavo.compile(*made, engine="auto")
+        octavo.compile(made, engine="auto")
     monkeypatch.setattr(race, "available", lambda: ("wrong", "half", "reference"))
     with pytest.warns(UserWarning, match="left in float: second"):
-        network = octavo.compile(*made, engine="auto")
+        network = octavo.compile(made, engine="auto")
     assert network.choice.engine == "half"
     assert "dB from the simulation" in network.choice.rejected["wrong"]
 
@@ -142,14 +139,14 @@ def test_quantize_measures_which_engine_is_fastest_and_remembers_it(network, mon
     compiled = []
 
     def compile(name, wrong, wait):
-        def make(graph, params, **options):
+        def make(net, **options):
             compiled.append(name)
-            net = compile_reference(graph, params)
+            run_one = compile_reference(net)
 
             def run(x):
                 for _ in range(wait):
-                    net(x)
-                return net(x) * (1.5 if wrong else 1)
+                    run_one(x)
+                return run_one(x) * (1.5 if wrong else 1)
 
             return _Callable(run)
 
@@ -171,11 +168,10 @@ def test_quantize_measures_which_engine_is_fastest_and_remembers_it(network, mon
 
 
 def test_the_float_network_is_the_users(made, monkeypatch):
-    graph, _ = made
-    engine_that(monkeypatch, "wrong", lambda graph, params, **options: _Callable(lambda x: graph(x) * 1.1))
+    engine_that(monkeypatch, "wrong", lambda net, **options: _Callable(lambda x: net(x) * 1.1))
     with pytest.raises(EngineFaultError, match=r"compile the float network for wrong.* dB from the network itself"):
-        octavo.compile(graph, None, engine="wrong")
-    octavo.compile(graph, None, engine="wrong", check=False)
+        octavo.compile(made.graph, engine="wrong")
+    octavo.compile(made.graph, engine="wrong", check=False)
 
 
 # ---- the same where a saved network is loaded
@@ -184,7 +180,7 @@ def test_the_float_network_is_the_users(made, monkeypatch):
 @pytest.fixture
 def saved(made, tmp_path, monkeypatch):
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
-    octavo.save(*made, tmp_path / "net.octavo", engine="reference")
+    octavo.save(made, tmp_path / "net.octavo", engine="reference")
     return tmp_path / "net.octavo"
 
 
@@ -214,17 +210,17 @@ def test_a_check_that_held_is_not_made_again(saved, monkeypatch):
 def test_another_file_is_checked_again(made, saved, monkeypatch):
     calls = counted(monkeypatch)
     octavo.load(saved)
-    graph, params = made
-    octavo.save(*wrongly(graph, params, "second", 1.01), saved, engine="reference")
+    net = made
+    octavo.save(wrongly(net, "second", 1.01), saved, engine="reference")
     octavo.load(saved)
     assert len(calls) == 2
 
 
 def test_what_the_simulation_returned_lies_in_the_file(made, saved):
-    graph, params = made
+    net = made
     artifact = read(saved)
-    assert [call[0][0].tolist() for call in artifact.params.samples] == [call[0][0].tolist() for call in params.samples]
-    wanted = [[leaf.tolist() for leaf in leaves] for leaves in simulated(graph, params, params.samples)]
+    assert [call[0][0].tolist() for call in artifact.net.samples] == [call[0][0].tolist() for call in net.samples]
+    wanted = [[leaf.tolist() for leaf in leaves] for leaves in simulated(net, net.samples)]
     assert [[leaf.tolist() for leaf in leaves] for leaves in artifact.expected] == wanted
 
 
@@ -259,5 +255,5 @@ def test_files_without_samples_are_checked_on_their_example(made, saved, tmp_pat
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "cache"))
     calls = counted(monkeypatch)
     x = torch.randn(3, 16)
-    assert torch.equal(octavo.load(tmp_path / "old.octavo")(x), engines.compile(*made, engine="reference")(x))
+    assert torch.equal(octavo.load(tmp_path / "old.octavo")(x), engines.compile(made, engine="reference")(x))
     assert len(calls) == 1

@@ -213,30 +213,30 @@ model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval(
 batches = [torch.randn(4, 256)]
 graph = octavo.capture(model, batches[0])
 plan = octavo.make_plan(graph)
-params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
+net = octavo.choose_params(plan, octavo.observe(plan, batches), "max")
 
 
 def train():
-    octavo.finetune(graph, params, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
+    octavo.finetune(net, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
                     out=folder / "training", progress=False)
 
 
-octavo.save(graph, params, folder / "file.octavo", engine="reference")  # so that they have something to lose
-octavo.save(graph, params, folder / "folder.octavo", engine="reference", form="folder")
-octavo.export(graph, params, folder / "net.onnx")
+octavo.save(net, folder / "file.octavo", engine="reference")  # so that they have something to lose
+octavo.save(net, folder / "folder.octavo", engine="reference", form="folder")
+octavo.export(net, folder / "net.onnx")
 train()
 before = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 large = {"large": "x" * 40000}
 writers = {
-    "file": lambda: octavo.save(graph, params, folder / "file.octavo", engine="reference"),
-    "folder": lambda: octavo.save(graph, params, folder / "folder.octavo", engine="reference", form="folder"),
-    "new": lambda: octavo.save(graph, params, folder / "new.octavo", engine="openvino"),
-    "onnx": lambda: octavo.export(graph, params, folder / "net.onnx"),
-    "new onnx": lambda: octavo.export(graph, params, folder / "new.onnx"),
+    "file": lambda: octavo.save(net, folder / "file.octavo", engine="reference"),
+    "folder": lambda: octavo.save(net, folder / "folder.octavo", engine="reference", form="folder"),
+    "new": lambda: octavo.save(net, folder / "new.octavo", engine="openvino"),
+    "onnx": lambda: octavo.export(net, folder / "net.onnx"),
+    "new onnx": lambda: octavo.export(net, folder / "new.onnx"),
     "record": lambda: recipe.save_record(folder, large),
     "bench": lambda: bench.write(large, folder / "bench.json"),
     "training": lambda: octavo.finetune(
-        graph, params, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
+        net, train=batches, schedule=octavo.Schedule(epochs=1, learning_rate=0.0),
         out=folder / "other", progress=False),
 }
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -47,7 +47,7 @@ def cross_entropy(outputs, batch):
 def parts(model, batches, rules=THREE_BITS, **capturing):
     graph = capture(model, batches[0][:1] if isinstance(batches[0], tuple) else batches[0], **capturing)
     plan = make_plan(graph, rules, target="paper")
-    return graph, choose_params(graph, plan, observe(graph, plan, batches), "max")
+    return choose_params(plan, observe(plan, batches), "max")
 
 
 def state(module):
@@ -55,8 +55,9 @@ def state(module):
 
 
 def test_gradient_is_one_inside_the_range_and_zero_outside(network) -> None:
-    graph, params = parts(network(lambda self, x: self.layer(x), layer=nn.Linear(3, 1, bias=False)), [torch.ones(2, 3)])
-    module = trainable(graph, params)  # inputs on 7 integers, from −1 to 1
+    net = parts(network(lambda self, x: self.layer(x), layer=nn.Linear(3, 1, bias=False)), [torch.ones(2, 3)])
+    graph = net.graph
+    module = trainable(net)  # inputs on 7 integers, from −1 to 1
     x = torch.tensor([[0.4, 1.3, -1.2], [-0.9, 0.0, 0.99]], requires_grad=True)
     module(x).sum().backward()
     weight = module.quantizers.get_submodule(next(n for n, _ in module.quantizers.named_children() if "weight" in n))(
@@ -69,11 +70,11 @@ def test_gradient_is_one_inside_the_range_and_zero_outside(network) -> None:
 @pytest.mark.parametrize("ranges", ["fixed", "learned"])
 def test_gradient_is_that_of_the_network_that_clips_and_does_not_round(ranges) -> None:
     batches = [torch.randn(64, 6)]
-    graph, params = parts(classifier(), batches)
+    net = parts(classifier(), batches)
     x = (batches[0] * 1.5).requires_grad_()
-    module = trainable(graph, params, ranges=ranges, weights="fixed")
+    module = trainable(net, ranges=ranges, weights="fixed")
     module(x).sum().backward()
-    scale, limit = params.values["0.input"].scale, 3.5  # rounding keeps what is less than half a step outside
+    scale, limit = net.values["0.input"].scale, 3.5  # rounding keeps what is less than half a step outside
     outside = (x / scale).abs() > limit
     assert outside.any()
     assert bool((x.grad[outside] == 0).all())
@@ -98,46 +99,47 @@ def test_training_recovers_what_three_bits_lost(tmp_path) -> None:
             optimizer.zero_grad()
             cross_entropy(model(batch[0]), batch).backward()
             optimizer.step()
-    graph, params = parts(model, data)
+    net = parts(model, data)
+    graph = net.graph
 
     def accuracy(network) -> float:
         with torch.no_grad():
             return float(torch.cat([network(x).argmax(1) == y for x, y in data]).double().mean())
 
-    before = state(graph.module), accuracy(simulate(graph, params))
+    before = state(graph.module), accuracy(simulate(net))
     found = finetune(
-        graph, params, train=data, loss=cross_entropy, schedule=Schedule(epochs=8, learning_rate=0.02),
+        net, train=data, loss=cross_entropy, schedule=Schedule(epochs=8, learning_rate=0.02),
         evaluate=accuracy, progress=False, out=tmp_path,
     )  # fmt: skip
     assert all(torch.equal(tensor, before[0][name]) for name, tensor in graph.module.state_dict().items())
     assert found.history.epochs[0].metric == before[1]
-    assert accuracy(simulate(found.graph, found.params)) == max(epoch.metric for epoch in found.history.epochs)
-    assert accuracy(simulate(found.graph, found.params)) > before[1]
-    assert found.graph.module.state_dict().keys() == graph.module.state_dict().keys()
+    assert accuracy(simulate(found.net)) == max(epoch.metric for epoch in found.history.epochs)
+    assert accuracy(simulate(found.net)) > before[1]
+    assert found.net.graph.module.state_dict().keys() == graph.module.state_dict().keys()
     record = json.loads((tmp_path / "last" / "history.json").read_text())
     assert [epoch["number"] for epoch in record] == list(range(9))
 
 
 def test_trained_network_is_the_one_that_was_trained() -> None:
     data = labelled()
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     for options in ({}, {"weights": "fixed"}, {"ranges": "learned"}):
-        module = trainable(graph, params, **options)
+        module = trainable(net, **options)
         optimizer = torch.optim.SGD(module.parameters(), 0.1)
         cross_entropy(module(data[0][0]), data[0]).backward()
         optimizer.step()
         with torch.no_grad():
-            torch.testing.assert_close(simulate(*trained(graph, params, module))(data[1][0]), module(data[1][0]))
+            torch.testing.assert_close(simulate(trained(net, module))(data[1][0]), module(data[1][0]))
 
 
 def test_learned_ranges_learn(tmp_path) -> None:
     data = labelled()
-    graph, params = parts(classifier(), data)
-    module = trainable(graph, params, ranges="learned")
+    net = parts(classifier(), data)
+    module = trainable(net, ranges="learned")
     learned = [part for part in module.modules() if isinstance(part, LearnedRange)]
     fit(module, train=data, loss=cross_entropy, schedule=Schedule(epochs=2, learning_rate=0.1), progress=False)
-    found = trained(graph, params, module)[1]
-    changed = [name for name in params.values if not torch.equal(params.values[name].scale, found.values[name].scale)]
+    found = trained(net, module)[1]
+    changed = [name for name in net.values if not torch.equal(net.values[name].scale, found.values[name].scale)]
     assert len(learned) == 2
     assert {"0.input", "2.input"} <= set(changed)
 
@@ -155,8 +157,8 @@ def test_batch_norm_is_the_same_function_after_training(network, trained, kept) 
 
     batches = [torch.randn(4, 3, 8, 8) for _ in range(3)]
     model = norms(network, trained)
-    graph, params = parts(model, batches, rules=[Rule("*", bits=4)], batch_norm=kept)
-    module = trainable(graph, params)
+    net = parts(model, batches, rules=[Rule("*", bits=4)], batch_norm=kept)
+    module = trainable(net)
     buffers = state(module)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], 0.05)
     for x in batches:
@@ -167,12 +169,12 @@ def test_batch_norm_is_the_same_function_after_training(network, trained, kept) 
     module.eval()
     moved = [name for name, tensor in module.named_buffers() if not torch.equal(tensor, buffers[name])]
     assert bool(moved) == (kept == "keep")
-    found = convert(graph, params, module)
-    assert not any("batch_norm" in str(node.target) for node in found[0].module.graph.nodes)
+    found = convert(net, module)
+    assert not any("batch_norm" in str(node.target) for node in found.graph.module.graph.nodes)
     with torch.no_grad():
         x = batches[0]
-        torch.testing.assert_close(simulate(*found)(x), module(x), rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(simulate(*found)(x), model(x), atol=1e-3)
+        torch.testing.assert_close(simulate(found)(x), module(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(simulate(found)(x), model(x), atol=1e-3)
 
 
 def test_live_batch_norm_refuses_weights_that_share_a_scale(network, trained) -> None:
@@ -181,17 +183,17 @@ def test_live_batch_norm_refuses_weights_that_share_a_scale(network, trained) ->
 
     batches = [torch.randn(4, 3, 8, 8)]
     rules = [Rule(role="weight", scheme=Scheme()), Rule("*")]
-    graph, params = parts(norms(network, trained), batches, rules=rules, batch_norm="keep")
+    net = parts(norms(network, trained), batches, rules=rules, batch_norm="keep")
     with pytest.raises(QuantizationError, match=r"0\.weight.*per channel"):
-        convert(graph, params, trainable(graph, params))
+        convert(net, trainable(net))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch.compile, about itself
 @pytest.mark.parametrize("how", ["plain", "autocast", "checkpointing", "compile"])
 def test_any_loop_trains_it(how) -> None:
     data = labelled()
-    graph, params = parts(classifier(), data)
-    module = trainable(graph, params)
+    net = parts(classifier(), data)
+    module = trainable(net)
     module.train()
     assert {"0.weight", "0.bias", "2.weight", "2.bias"} <= dict(module.named_parameters()).keys()
     run = module
@@ -213,8 +215,8 @@ def test_any_loop_trains_it(how) -> None:
 
 def test_mixed_precision_trains_and_leaves_the_module_in_its_own_precision() -> None:
     data = labelled()
-    graph, params = parts(classifier(), data)
-    module = trainable(graph, params)
+    net = parts(classifier(), data)
+    module = trainable(net)
     before = dict(vars(module))
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
     try:
@@ -234,23 +236,24 @@ def test_mixed_precision_trains_and_leaves_the_module_in_its_own_precision() -> 
     assert vars(module).keys() == before.keys()
     x = data[0][0]
     with torch.no_grad():
-        torch.testing.assert_close(module(x), simulate(*trained(graph, params, module))(x))
+        torch.testing.assert_close(module(x), simulate(trained(net, module))(x))
 
 
 @pytest.mark.parametrize("distill", [None, divergence])
 def test_unlabelled_data_suffices(distill) -> None:
     torch.manual_seed(0)  # with three bits there are starts from which no step of this size leads anywhere better
     data = [x for x, _ in labelled()]
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
+    graph = net.graph
 
     def nearness(network) -> float:
         with torch.no_grad():
             return -float(sum(distance(network(x), graph(x)) for x in data))
 
-    before = nearness(simulate(graph, params))
+    before = nearness(simulate(net))
     schedule = Schedule(epochs=5, learning_rate=0.05)
-    found = finetune(graph, params, train=data, distill=distill, schedule=schedule, evaluate=nearness, progress=False)
-    assert nearness(simulate(found.graph, found.params)) > before
+    found = finetune(net, train=data, distill=distill, schedule=schedule, evaluate=nearness, progress=False)
+    assert nearness(simulate(found.net)) > before
 
 
 def test_killed_run_resumes_to_the_same_weights(tmp_path) -> None:
@@ -258,7 +261,7 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path) -> None:
     loader = DataLoader(
         TensorDataset(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])), 16, shuffle=True
     )
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     calls = []
 
     def evaluate(network) -> float:
@@ -269,14 +272,14 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path) -> None:
 
     options = {"train": loader, "loss": cross_entropy, "schedule": Schedule(epochs=4, learning_rate=0.05)}
     options |= {"progress": False}
-    whole = finetune(graph, params, evaluate=lambda network: 0.0, out=tmp_path / "whole", **options)
+    whole = finetune(net, evaluate=lambda network: 0.0, out=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        finetune(graph, params, evaluate=evaluate, out=tmp_path / "cut", **options)
+        finetune(net, evaluate=evaluate, out=tmp_path / "cut", **options)
     torch.manual_seed(1)
-    resumed = finetune(graph, params, evaluate=evaluate, out=tmp_path / "cut", **options)
+    resumed = finetune(net, evaluate=evaluate, out=tmp_path / "cut", **options)
     assert [epoch.loss for epoch in resumed.history.epochs] == [epoch.loss for epoch in whole.history.epochs]
     assert (whole.history.best, resumed.history.best) == (0, 4)
-    again = finetune(graph, params, evaluate=evaluate, out=tmp_path / "cut", **options)
+    again = finetune(net, evaluate=evaluate, out=tmp_path / "cut", **options)
     for name, tensor in resumed.graph.module.state_dict().items():
         assert torch.equal(tensor, again.graph.module.state_dict()[name])
 
@@ -294,15 +297,15 @@ model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
 x, y = torch.randn(64, 6), torch.randint(4, (64,))
 graph = octavo.capture(model, x[:2])
 plan = octavo.make_plan(graph, [octavo.Rule("*", bits=4)], target="paper")
-params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, [x]), "max")
+net = octavo.choose_params(plan, octavo.observe(plan, [x]), "max")
 accelerator = Accelerator(cpu=True)
 batches = DataLoader(TensorDataset(x, y), size) if sys.argv[3] == "loader" else [
     (x[i : i + size], y[i : i + size]) for i in range(0, 64, size)]
 found = octavo.finetune(
-    graph, params, train=batches, loss=lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
+    net, train=batches, loss=lambda outputs, batch: F.cross_entropy(outputs, batch[1]),
     schedule=octavo.Schedule(epochs=3, learning_rate=0.05), accelerator=accelerator, progress=False)
 if accelerator.is_main_process:
-    torch.save((found.graph.module.state_dict(), [e.loss for e in found.history.epochs]), out)
+    torch.save((found.net.graph.module.state_dict(), [e.loss for e in found.history.epochs]), out)
 """
 
 
@@ -323,27 +326,27 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, data) -> No
 
 def test_refuses_what_cannot_be_trained(tmp_path) -> None:
     data = labelled(2)
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     schedule = {"schedule": Schedule(epochs=1, learning_rate=0.1), "progress": False}
     with pytest.raises(QuantizationError, match="training data is empty"):
-        finetune(graph, params, train=[], loss=cross_entropy, **schedule)
+        finetune(net, train=[], loss=cross_entropy, **schedule)
     with pytest.raises(QuantizationError, match="does not know its length"):
-        finetune(graph, params, train=iter(data), loss=cross_entropy, **schedule)
+        finetune(net, train=iter(data), loss=cross_entropy, **schedule)
     with pytest.raises(QuantizationError, match="no schedule"):
-        finetune(graph, params, train=data, loss=cross_entropy)
+        finetune(net, train=data, loss=cross_entropy)
     with pytest.raises(QuantizationError, match="batch 0 in epoch 1 is nan"):
-        finetune(graph, params, train=data, loss=lambda outputs, batch: outputs.sum() * torch.nan, **schedule)
+        finetune(net, train=data, loss=lambda outputs, batch: outputs.sum() * torch.nan, **schedule)
     with pytest.raises(QuantizationError, match="no rounding to train with"):
         fit(classifier(), train=data, loss=cross_entropy, **schedule)
     with pytest.raises(QuantizationError, match="made for the simulation"):
-        fit(simulate(graph, params), train=data, loss=cross_entropy, **schedule)
+        fit(simulate(net), train=data, loss=cross_entropy, **schedule)
 
 
 def test_the_users_model_stays_as_it_is() -> None:
     model, data = classifier().train(), labelled(2)
     before = copy.deepcopy(model.state_dict())
-    graph, params = parts(model, data)
-    finetune(graph, params, train=data, loss=cross_entropy, original_epochs=10, original_lr=1.0, progress=False)
+    net = parts(model, data)
+    finetune(net, train=data, loss=cross_entropy, original_epochs=10, original_lr=1.0, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
 
@@ -354,18 +357,19 @@ def test_layers_called_twice_and_tied_weights_train(network) -> None:
         lambda self, x: F.linear(torch.relu(self.layer(torch.relu(self.layer(x)))), self.layer.weight), layer=layer
     )
     data = [torch.randn(8, 6) for _ in range(3)]
-    graph, params = parts(model, data)
-    found = finetune(graph, params, train=data, schedule=Schedule(epochs=2, learning_rate=0.01), progress=False)
-    assert not torch.equal(found.graph.module.layer.weight, graph.module.layer.weight)
+    net = parts(model, data)
+    graph = net.graph
+    found = finetune(net, train=data, schedule=Schedule(epochs=2, learning_rate=0.01), progress=False)
+    assert not torch.equal(found.net.graph.module.layer.weight, graph.module.layer.weight)
 
 
 def test_checkpoints_stand_in_their_folder(tmp_path: Path) -> None:
     data = labelled(2)
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     options = {"loss": cross_entropy, "schedule": Schedule(epochs=2, learning_rate=0.01), "progress": False}
-    finetune(graph, params, train=data, out=tmp_path, **options)
+    finetune(net, train=data, out=tmp_path, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last"]
-    again = finetune(graph, params, train=data, out=tmp_path, **options)
+    again = finetune(net, train=data, out=tmp_path, **options)
     assert len(again.history.epochs) == 3
 
 
@@ -387,34 +391,34 @@ def other_loss(outputs, batch):
 )
 def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path, changed, seen) -> None:
     data = labelled(2)
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     options = {"loss": cross_entropy, "schedule": Schedule(epochs=2, learning_rate=0.01), "train": data}
     options |= {"progress": False, "out": tmp_path}
-    finetune(graph, params, **options)
+    finetune(net, **options)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     if changed.pop("graph", None):
-        graph, params = parts(classifier(), data)
+        net = parts(classifier(), data)
     if changed.pop("params", None):
-        params = replace(params, values={n: replace(v, scale=v.scale * 2) for n, v in params.values.items()})
+        net = replace(net, values={n: replace(v, scale=v.scale * 2) for n, v in net.values.items()})
     if changed.get("train") == "fewer":
         changed["train"] = data[:1]
     with pytest.raises(
         QuantizationError, match=f"what is kept there was trained with other .*{seen}.*in another folder"
     ):
-        finetune(graph, params, **options | changed)
+        finetune(net, **options | changed)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("damage", ["of.json", "history.json", "model.safetensors"])
 def test_a_damaged_checkpoint_is_one_error(tmp_path, damage) -> None:
     data = labelled(2)
-    graph, params = parts(classifier(), data)
+    net = parts(classifier(), data)
     options = {"schedule": Schedule(epochs=1, learning_rate=0.01), "train": data, "progress": False, "out": tmp_path}
-    finetune(graph, params, **options)
+    finetune(net, **options)
     file = tmp_path / "last" / damage
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(QuantizationError, match=r"asked to resume the state of a training, but .*; remove the folder"):
-        finetune(graph, params, **options)
+        finetune(net, **options)
 
 
 class Runs:
@@ -428,11 +432,10 @@ class Runs:
 
 
 def test_an_epoch_with_fewer_batches_than_it_says_is_an_error() -> None:
-    graph, params = parts(classifier(), labelled(2))
+    net = parts(classifier(), labelled(2))
     with pytest.raises(QuantizationError, match="gave 2 batches in an epoch, and says that it has 4"):
         finetune(
-            graph,
-            params,
+            net,
             train=Runs(),
             loss=cross_entropy,
             schedule=Schedule(epochs=1, learning_rate=0.1),

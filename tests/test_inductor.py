@@ -197,9 +197,9 @@ TARGETS = ("onednn", "openvino", "paper", "tensorrt")
 @pytest.mark.parametrize("name", CASES)
 def test_the_lowered_graph_is_the_simulation(name, target) -> None:
     model, example = CASES[name]
-    graph, params = prepared(model.eval(), example, target=target)
-    module, executions = lowered(graph, params)
-    assert_agrees(module, simulate(graph, params), example)
+    net = prepared(model.eval(), example, target=target)
+    module, executions = lowered(net)
+    assert_agrees(module, simulate(net), example)
     assert executions
     assert all(execution.on_integers for execution in executions.values())
 
@@ -214,10 +214,10 @@ def test_activations_of_any_scheme(name, scheme) -> None:
     graph = capture(model.eval(), example)
     rules = [Rule("*", role="weight"), Rule("*", scheme=scheme)]
     plan = make_plan(graph, rules, target=runs_here("paper"))
-    params = choose_params(graph, plan, observe(graph, plan, [example]))
-    module, _ = lowered(graph, params)
+    net = choose_params(plan, observe(plan, [example]))
+    module, _ = lowered(net)
     with torch.no_grad():
-        runs = [torch.utils._pytree.tree_leaves(run(*example)) for run in (model, simulate(graph, params), module)]
+        runs = [torch.utils._pytree.tree_leaves(run(*example)) for run in (model, simulate(net), module)]
     for exact, want, have in zip(*runs, strict=True):
         # One value at a tie moves all that is computed from it, so elements are not counted: a few ties are far less
         # than quantization itself. In 60 draws of every case it was at most 0.013 of it.
@@ -227,8 +227,8 @@ def test_activations_of_any_scheme(name, scheme) -> None:
 
 def test_linears_of_one_input_become_one() -> None:
     model, example = CASES["attention"]
-    graph, params = prepared(model.eval(), example, target="onednn")
-    module, executions = lowered(graph, params)
+    net = prepared(model.eval(), example, target="onednn")
+    module, executions = lowered(net)
     kernels = [node for node in module.graph.nodes if node.target is torch.ops.octavo.int8_linear.default]
     assert len(kernels) == 4  # of six linears
     assert {name: row.kernel for name, row in executions.items()}["key"] == "linear"
@@ -237,9 +237,9 @@ def test_linears_of_one_input_become_one() -> None:
 @pytest.mark.parametrize("rule", [Rule("query", skip=True), Rule("*value", skip=True), Rule("matmul@1", skip=True)])
 def test_layers_left_in_float_are_said_to_be(rule) -> None:
     model, example = CASES["attention"]
-    graph, params = prepared(model.eval(), example, rules=(rule, EVERYTHING), target="onednn")
-    module, executions = lowered(graph, params)
-    assert_agrees(module, simulate(graph, params), example)
+    net = prepared(model.eval(), example, rules=(rule, EVERYTHING), target="onednn")
+    module, executions = lowered(net)
+    assert_agrees(module, simulate(net), example)
     in_float = {name for name, row in executions.items() if not row.on_integers}
     assert in_float
     assert not in_float & {"expand", "contract", "output"}
@@ -254,9 +254,9 @@ def test_layers_left_in_float_are_said_to_be(rule) -> None:
     ],
 )
 def test_operations_without_a_kernel_run_in_float_and_say_so(model, example, layer) -> None:
-    graph, params = prepared(nn.Sequential(model, nn.ReLU()).eval(), (example,), target="onednn")
-    module, executions = lowered(graph, params)
-    assert_agrees(module, simulate(graph, params), (example,))
+    net = prepared(nn.Sequential(model, nn.ReLU()).eval(), (example,), target="onednn")
+    module, executions = lowered(net)
+    assert_agrees(module, simulate(net), (example,))
     (execution,) = executions.values()
     assert (execution.kernel, execution.on_integers) == (layer, False)
 
@@ -264,24 +264,25 @@ def test_operations_without_a_kernel_run_in_float_and_say_so(model, example, lay
 def test_a_weight_in_blocks_or_with_a_zero_point_runs_in_float() -> None:
     for scheme in (Scheme(axis=1, block=4), Scheme(symmetric=False, axis=0)):
         rules = [Rule("*", role="weight", scheme=scheme), EVERYTHING]
-        graph, params = prepared(nn.Sequential(nn.Linear(8, 8)).eval(), (torch.randn(4, 8),), rules, "paper")
-        module, executions = lowered(graph, params)
-        assert_agrees(module, simulate(graph, params), (torch.randn(4, 8),))
+        net = prepared(nn.Sequential(nn.Linear(8, 8)).eval(), (torch.randn(4, 8),), rules, "paper")
+        module, executions = lowered(net)
+        assert_agrees(module, simulate(net), (torch.randn(4, 8),))
         assert not any(execution.on_integers for execution in executions.values())
 
 
 @pytest.fixture(scope="module")
 def transformer():
     model, example = CASES["attention"]
-    graph, params = prepared(model.eval(), example, target="onednn", dynamic_axes=(0, 1))
-    return graph, params, compile(graph, params, engine="inductor")
+    net = prepared(model.eval(), example, target="onednn", dynamic_axes=(0, 1))
+    graph = net.graph
+    return graph, net, compile(net, engine="inductor")
 
 
 @pytest.mark.parametrize(("batch", "length"), [(3, 10), (1, 10), (5, 1), (1, 1), (2, 37)])
 def test_the_compiled_network_takes_any_batch_and_length(transformer, batch, length) -> None:
-    graph, params, network = transformer
+    _, net, network = transformer
     example = torch.randn(batch, length, 32), torch.ones(batch, length, dtype=torch.bool)
-    assert_agrees(network, simulate(graph, params), example)
+    assert_agrees(network, simulate(net), example)
     assert torch.equal(network(*example), network(*example))
 
 
@@ -292,9 +293,9 @@ def test_inputs_may_lie_anyhow_in_memory(transformer) -> None:
 
 
 def test_the_second_compilation_comes_from_the_cache(transformer, monkeypatch) -> None:
-    graph, params, network = transformer
+    _, net, network = transformer
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *_, **__: pytest.fail("compiled again"))
-    again = compile(graph, params, engine="inductor")
+    again = compile(net, engine="inductor")
     x = torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.bool)
     assert torch.equal(network(*x), again(*x))
     assert again.size_mb == network.size_mb > 0
@@ -303,23 +304,24 @@ def test_the_second_compilation_comes_from_the_cache(transformer, monkeypatch) -
 
 def test_convolutions_and_the_float_network_compile() -> None:
     model, example = CASES["convolutions"]
-    graph, params = prepared(model.eval(), example, target="openvino")
-    assert_agrees(compile(graph, params, engine="inductor"), simulate(graph, params), example)
-    assert torch.allclose(compile(graph, None, engine="inductor")(*example), model(*example), atol=1e-5)
+    net = prepared(model.eval(), example, target="openvino")
+    graph = net.graph
+    assert_agrees(compile(net, engine="inductor"), simulate(net), example)
+    assert torch.allclose(compile(graph, engine="inductor")(*example), model(*example), atol=1e-5)
 
 
 def test_no_compiler_is_said_plainly(monkeypatch) -> None:
     monkeypatch.setattr("octavo.engines.compiler", lambda: None)
-    graph, params = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
+    net = prepared(nn.Sequential(nn.Linear(4, 4)).eval(), (torch.randn(2, 4),))
     with pytest.raises(QuantizationError, match=r"there is no C\+\+ compiler; install g\+\+, or choose one of"):
-        compile(graph, params, engine="inductor")
+        compile(net, engine="inductor")
 
 
 def test_an_example_in_channels_last_compiles_for_all_layouts():
     """Images read as [N, H, W, C] and permuted are not contiguous; compiled code is for one layout."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     x = torch.randn(2, 12, 12, 3).permute(0, 3, 1, 2)
-    graph, params = prepared(model, x, target="onednn")
-    network, sim = compile(graph, params, engine="inductor"), simulate(graph, params)
+    net = prepared(model, x, target="onednn")
+    network, sim = compile(net, engine="inductor"), simulate(net)
     for batch in (x, x.contiguous()):
         assert_agrees(network, sim, batch)

@@ -72,12 +72,12 @@ class Branches(nn.Module):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_activation_behind_every_layer(layer, target) -> None:
     build, shape, on_integers = LAYERS[layer]
-    graph, params = prepared(Branches(build).eval(), torch.randn(shape), target=target)
-    module, executions = lowered(graph, params)
+    net = prepared(Branches(build).eval(), torch.randn(shape), target=target)
+    module, executions = lowered(net)
     assert len(executions) == 3 * len(FUNCTIONS)
     assert {name for name, row in executions.items() if row.on_integers} == (set(executions) if on_integers else set())
     x = torch.randn(shape)
-    found, wanted = module(x), simulate(graph, params)(x)
+    found, wanted = module(x), simulate(net)(x)
     for have, want in zip(found, wanted, strict=True):
         distances = map(octavo.sqnr_db, want, have)
         assert not {name: db for name, db in zip(FUNCTIONS, distances, strict=True) if db < 40}

@@ -96,18 +96,18 @@ def test_executions_are_the_calls(name, target, rules) -> None:
         "mixed",
     ):
         pytest.skip("it has no such products")
-    graph, params = prepared(model.eval(), example, RULES[rules], target)
-    module, executions = lowered(graph, params)
+    net = prepared(model.eval(), example, RULES[rules], target)
+    module, executions = lowered(net)
     assert Counter(row.on_integers for row in executions.values()) == counted(module)
-    assert len(executions) == params.plan.coverage.total
+    assert len(executions) == net.plan.coverage.total
     assert all((row.precision == "u8") == row.on_integers for row in executions.values())
-    kept = {row.site for row in params.plan.coverage.kept_float}
+    kept = {row.site for row in net.plan.coverage.kept_float}
     assert not any(executions[layer].on_integers for layer in kept & set(executions))
 
 
 def test_executions_have_the_users_names() -> None:
     model, example = NETWORKS["everything"]
-    _, executions = lowered(*prepared(model.eval(), example, target="onednn"))
+    _, executions = lowered(prepared(model.eval(), example, target="onednn"))
     assert {name for name, row in executions.items() if row.on_integers} == {
         "table", "image", "one", "two", "three", "matmul", "matmul@1", "matmul@2",
     }  # fmt: skip
@@ -123,7 +123,7 @@ def test_a_float_network_says_so(precision) -> None:
 
     net = Network(forward, one=nn.Linear(8, 8), two=nn.Linear(5, 8), gru=nn.GRU(8, 4)).eval()
     graph = capture(net, torch.randn(2, 5, 8), dynamic_axes=())
-    rows = compile(graph, None, engine="inductor", precision=precision).executions()
+    rows = compile(graph, engine="inductor", precision=precision).executions()
     said = {name: (row.kernel, row.precision) for name, row in rows.items()}
     assert said == {
         "one": ("linear", precision),

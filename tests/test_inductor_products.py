@@ -98,11 +98,11 @@ def test_products_broadcast_and_masks_mask(shapes, mask) -> None:
     """Unseen inputs; the fused kernel where the shapes and the mask are its own, and only there."""
     between, hides = MASKS[mask]
     net = network(SHAPES[shapes], between)
-    graph, params = prepared(net, inputs(SHAPES[shapes]), target="onednn", dynamic_axes=())
-    module, executions = lowered(graph, params)
+    params = prepared(net, inputs(SHAPES[shapes]), target="onednn", dynamic_axes=())
+    module, executions = lowered(params)
     assert fused(module) == (hides and shapes in ("none", "three axes"))
     assert all(execution.on_integers for execution in executions.values())
-    assert_agrees(module, simulate(graph, params), inputs(SHAPES[shapes]), decibels=40)
+    assert_agrees(module, simulate(params), inputs(SHAPES[shapes]), decibels=40)
 
 
 @pytest.mark.parametrize("axes", [(), (0,)])
@@ -121,11 +121,11 @@ def test_values_that_are_put_together(values, axes) -> None:
         return (self.q(x) @ k.transpose(-1, -2) / 4).softmax(-1) @ v
 
     net = Network(forward, **{name: nn.Linear(16, 16) for name in "qkv"}).eval()
-    graph, params = prepared(net, (torch.randn(B, S, 16), torch.randn(B, 3, 16)), target="onednn", dynamic_axes=axes)
-    module, executions = lowered(graph, params)
+    params = prepared(net, (torch.randn(B, S, 16), torch.randn(B, 3, 16)), target="onednn", dynamic_axes=axes)
+    module, executions = lowered(params)
     assert all(execution.on_integers for execution in executions.values())
     fresh = torch.randn(B + len(axes), S, 16), torch.randn(B + len(axes), 3, 16)
-    assert_agrees(module, simulate(graph, params), fresh, decibels=40)
+    assert_agrees(module, simulate(params), fresh, decibels=40)
     assert fused(module) == 1
 
 
@@ -139,8 +139,8 @@ def test_values_of_two_grids_are_no_attention() -> None:
     net = Network(forward, **{name: nn.Linear(16, 16) for name in "qkvo"}).eval()
     example = torch.randn(B, S, 16), torch.randn(B, 3, 16)
     for target in ("onednn", "openvino", "paper"):
-        graph, params = prepared(net, example, target=target)
-        assert_agrees(lowered(graph, params)[0], simulate(graph, params), example, decibels=40)
+        params = prepared(net, example, target=target)
+        assert_agrees(lowered(params)[0], simulate(params), example, decibels=40)
 
 
 def test_kernels_refuse_shapes_that_do_not_fit() -> None:

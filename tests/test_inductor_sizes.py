@@ -79,8 +79,8 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_size_that_was_said_to_vary(name) -> None:
     build, shape, axes = NETWORKS[name]
-    graph, params = prepared(build().eval(), torch.randn(shape), target="onednn", dynamic_axes=axes)
-    network, simulation = compile(graph, params, engine="inductor"), simulate(graph, params)
+    net = prepared(build().eval(), torch.randn(shape), target="onednn", dynamic_axes=axes)
+    network, simulation = compile(net, engine="inductor"), simulate(net)
     assert all(row.on_integers for row in network.executions().values())
     for batch, factor in ((2, 1), (1, 1), (5, 2), (3, 3), (1, 9)):
         x = torch.randn([size * factor if axis in axes[1:] else size for axis, size in enumerate((batch, *shape[1:]))])

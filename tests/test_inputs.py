@@ -17,8 +17,8 @@ VECTORIZED = [name for name in ENGINES if name != "reference"]
 
 
 def compiled(calibrated, model, example, engine, **options):
-    graph, params = calibrated(model.eval(), example, target=target_for(engine), **options)
-    return octavo.compile(graph, params, engine=engine)
+    net = calibrated(model.eval(), example, target=target_for(engine), **options)
+    return octavo.compile(net, engine=engine)
 
 
 @pytest.fixture(params=VECTORIZED)
@@ -66,8 +66,8 @@ def test_a_sequence_longer_than_the_table_of_positions(engine, network, calibrat
 @pytest.mark.parametrize("engine", ENGINES)
 def test_numbers_are_part_of_the_network(engine, network, calibrated):
     model = network(lambda self, x, power, scale=None: self.a(x) * power, a=nn.Linear(4, 6))
-    graph, params = calibrated(model.eval(), (x := torch.randn(2, 4), 3), target=target_for(engine))
-    for run in (octavo.compile(graph, params, engine=engine), octavo.simulate(graph, params)):
+    net = calibrated(model.eval(), (x := torch.randn(2, 4), 3), target=target_for(engine))
+    for run in (octavo.compile(net, engine=engine), octavo.simulate(net)):
         run(x, 3)
         for other in (4, 3.0, x):
             with pytest.raises(QuantizationError, match="captured with 3, which is part of it since then"):
@@ -94,11 +94,13 @@ def test_what_autocast_does_stays_outside(engine, network, calibrated):
     model = network(lambda self, x: self.b(F.gelu(self.a(x))), a=nn.Linear(16, 32), b=nn.Linear(32, 4)).eval()
     x = torch.randn(4, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        graph, params = calibrated(model, x, target=target_for(engine))
-    plain_graph, plain = calibrated(model, x, target=target_for(engine))
+        net = calibrated(model, x, target=target_for(engine))
+        graph = net.graph
+    plain = calibrated(model, x, target=target_for(engine))
+    plain_graph = plain.graph
     assert graph.module.code == plain_graph.module.code
-    assert all(torch.equal(params.values[name].scale, plain.values[name].scale) for name in plain.values)
-    assert octavo.compile(graph, params, engine=engine)(x).dtype == torch.float32
+    assert all(torch.equal(net.values[name].scale, plain.values[name].scale) for name in plain.values)
+    assert octavo.compile(net, engine=engine)(x).dtype == torch.float32
 
 
 def test_nan_is_lost_and_spoils_no_other_sample(engine, network, calibrated):

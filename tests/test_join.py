@@ -45,20 +45,21 @@ def made(network, calibrated, forward, target="openvino", **layers):
 @pytest.mark.parametrize("engine", available())
 def test_a_lone_reader_of_a_small_branch_keeps_its_own_scale(engine, network, calibrated):
     layers = {"a": conv(3), "b": larger(conv(3), 1000), "own": conv(), "both": conv(16)}
-    graph, params = made(network, calibrated, alone_and_joined, runs_here(target_for(engine)), **layers)
-    scales = inputs_of(params)
+    net = made(network, calibrated, alone_and_joined, runs_here(target_for(engine)), **layers)
+    graph = net.graph
+    scales = inputs_of(net)
     assert 100 * scales["own.input"] < scales["both.input"]
     x = torch.randn(16, 3, 6, 6)
-    wanted, found = graph(x), octavo.compile(graph, params, engine=engine)(x)
+    wanted, found = graph(x), octavo.compile(net, engine=engine)(x)
     assert octavo.sqnr_db(wanted[0], found[0]) > 25
-    simulated = octavo.simulate(graph, params)(x)
+    simulated = octavo.simulate(net)(x)
     assert octavo.sqnr_db(simulated[0], found[0]) > 40
 
 
 def test_branches_of_one_size_share_one_rounding(network, calibrated):
     layers = {"a": conv(3), "b": conv(3), "own": conv(), "both": conv(16)}
-    _, params = made(network, calibrated, alone_and_joined, **layers)
-    (quantizer,) = (q for q in params.plan.quantizers if "own.input" in {site.name for site in q.sites})
+    net = made(network, calibrated, alone_and_joined, **layers)
+    (quantizer,) = (q for q in net.plan.quantizers if "own.input" in {site.name for site in q.sites})
     assert {site.name for site in quantizer.sites} == {"own.input", "both.input"}
     assert len({edge.source for edge in quantizer.edges}) == 2
     assert len(quantizer.edges) == 3
@@ -69,9 +70,9 @@ def test_a_branch_that_is_never_negative_shares_a_scale_that_knows_negative_valu
         a, b = F.relu(self.a(x)), self.b(x)
         return self.own(a), self.both(torch.cat([a, b], 1))
 
-    _, params = made(network, calibrated, forward, a=conv(3), b=conv(3), own=conv(), both=conv(16))
-    assert len({*inputs_of(params).values()}) == 2  # the image, and one for the rest
-    (quantizer,) = (q for q in params.plan.quantizers if "own.input" in {site.name for site in q.sites})
+    net = made(network, calibrated, forward, a=conv(3), b=conv(3), own=conv(), both=conv(16))
+    assert len({*inputs_of(net).values()}) == 2  # the image, and one for the rest
+    (quantizer,) = (q for q in net.plan.quantizers if "own.input" in {site.name for site in q.sites})
     assert quantizer.scheme == AFFINE_UINT8
 
 
@@ -85,8 +86,8 @@ def test_of_several_readers_only_those_that_it_hurts_leave(network, calibrated):
         return self.d(torch.cat([x, a, b, c], 1))
 
     layers = {"a": conv(3), "b": conv(11), "c": larger(conv(19), 300), "d": conv(27)}
-    _, params = made(network, calibrated, forward, **layers)
-    scales = inputs_of(params)
+    net = made(network, calibrated, forward, **layers)
+    scales = inputs_of(net)
     assert scales["a.input"] == scales["b.input"] == scales["c.input"]
     assert 10 * scales["c.input"] < scales["d.input"]
 
@@ -98,24 +99,24 @@ def test_a_tensor_in_two_concats(network, calibrated):
 
     for factor, equal in ((1, True), (1000, False)):
         layers = {"a": conv(3), "b": conv(3), "c": larger(conv(3), factor), "d": conv(16), "e": conv(16)}
-        _, params = made(network, calibrated, forward, **layers)
-        scales = inputs_of(params)
+        net = made(network, calibrated, forward, **layers)
+        scales = inputs_of(net)
         assert (scales["d.input"] == scales["e.input"]) == equal
 
 
 def test_schemes_that_rules_ask_for_stay_apart(network, calibrated):
     rules = [octavo.Rule("own", role="input", bits=4), octavo.Rule("*")]
     model = network(alone_and_joined, a=conv(3), b=conv(3), own=conv(), both=conv(16)).eval()
-    _, params = calibrated(model, torch.randn(16, 3, 6, 6), rules)
-    bits = {site.name: q.scheme.bits for q in params.plan.quantizers for site in q.sites}
+    net = calibrated(model, torch.randn(16, 3, 6, 6), rules)
+    bits = {site.name: q.scheme.bits for q in net.plan.quantizers for site in q.sites}
     assert (bits["own.input"], bits["both.input"]) == (4, 8)
 
 
 def test_what_is_shared_stays_shared_where_others_are_left_in_float(network, calibrated):
     layers = {"a": conv(3), "b": conv(3), "own": conv(), "both": conv(16)}
-    graph, params = made(network, calibrated, alone_and_joined, **layers)
-    before = inputs_of(params)
-    rest = keep_float(graph, params, ["b"])
+    net = made(network, calibrated, alone_and_joined, **layers)
+    before = inputs_of(net)
+    rest = keep_float(net, ["b"])
     assert inputs_of(rest) == {name: scale for name, scale in before.items() if name != "b.input"}
     names = [{site.name for site in q.sites} for q in rest.plan.quantizers]
     assert {"own.input", "both.input"} in names
@@ -130,5 +131,5 @@ def test_dead_branches_and_every_method(method, network, calibrated):
     model = network(forward, a=conv(3), b=conv(3), own=conv(), both=conv(16)).eval()
     graph = octavo.capture(model, x := torch.randn(8, 3, 6, 6))
     plan = octavo.make_plan(graph)
-    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, [x]), method)
-    assert octavo.sqnr_db(graph(x)[1], octavo.simulate(graph, params)(x)[1]) > 20
+    net = octavo.choose_params(plan, octavo.observe(plan, [x]), method)
+    assert octavo.sqnr_db(graph(x)[1], octavo.simulate(net)(x)[1]) > 20

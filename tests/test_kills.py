@@ -38,7 +38,7 @@ inputs = torch.randn(300, 16)
 targets = model(inputs).argmax(1)
 graph = octavo.capture(model, batches[0])
 plan = octavo.make_plan(graph)
-params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
+net = octavo.choose_params(plan, octavo.observe(plan, batches), "max")
 """
 
 SERVE = """
@@ -73,10 +73,10 @@ SAVE = """
 def work(folder, out):
     for number in range(1 if folder.name == "undisturbed" else 10**6):
         method = f"method {number % 2}"
-        chosen = type(params)(plan=params.plan, values=params.values, method=method, samples=params.samples)
+        chosen = type(net)(plan=net.plan, values=net.values, method=method, samples=net.samples)
         for form in ("folder", "file"):
-            octavo.save(graph, chosen, out / f"net.{form}", engine="reference", form=form)
-        octavo.export(graph, params, out / "net.onnx")
+            octavo.save(chosen, out / f"net.{form}", engine="reference", form=form)
+        octavo.export(net, out / "net.onnx")
 """
 
 TRAIN = """
@@ -87,7 +87,7 @@ def evaluate(network):
 
 
 def work(folder, out):
-    found = octavo.finetune(graph, params, train=batches, schedule=octavo.Schedule(epochs=12, learning_rate=1e-2),
+    found = octavo.finetune(net, train=batches, schedule=octavo.Schedule(epochs=12, learning_rate=1e-2),
                             evaluate=evaluate, out=out, progress=False)
     (folder / "history.json").write_text(json.dumps([[epoch.loss, epoch.metric] for epoch in found.history.epochs]))
 """
@@ -156,7 +156,7 @@ def kills_of_saving(kills: int, source: random.Random, folder: Path) -> int:
         for _ in range(kills):
             done += program.kills(1, source, length)
             for form in ("file", "folder"):
-                assert read(out / f"net.{form}").params.method.startswith("m")
+                assert read(out / f"net.{form}").net.method.startswith("m")
             onnx.checker.check_model(onnx.load(out / "net.onnx"))
         octavo.files.write(out / "another", "")
     assert sorted(path.name for path in out.iterdir()) == ["another", "net.file", "net.folder", "net.onnx"]

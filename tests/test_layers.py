@@ -10,6 +10,7 @@ import octavo
 SOURCE = Path(octavo.__file__).parent
 FLOORS = [
     "errors",
+    "former",
     "arguments",
     "files",
     "machine",

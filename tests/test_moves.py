@@ -21,12 +21,12 @@ from octavo.recovery.rescale import _equalization, _pairs, equalize, migrate
 def parts(model, batches, rules=(EVERYTHING,), target="paper", by="max"):
     graph = capture(model.eval(), batches[0])
     plan = make_plan(graph, rules, target=target)
-    return graph, choose_params(graph, plan, observe(graph, plan, batches), by)
+    return choose_params(plan, observe(plan, batches), by)
 
 
 def error(found, batches, reference) -> float:
     """Of the network's output, as it is judged."""
-    rounded = simulate(*found)
+    rounded = simulate(found)
     with torch.no_grad():
         return sum(relative_error([reference(x)], [rounded(x)]) for x in batches)
 
@@ -64,12 +64,13 @@ def test_no_move_makes_a_random_network_worse_on_what_judges(repair, count) -> N
         batches = [torch.randn(16, *shape) * random.choice([0.3, 3.0]) for _ in range(count)]
         rules = [Rule("*", bits=random.choice([3, 4, 8]))]
         target, by = random.choice(["paper", "openvino", "onnxruntime"]), random.choice(["max", "99.9", "entropy"])
-        graph, params = parts(model, batches, rules, target, by)
-        found, heard = repair(graph, params, batches), judging(batches)
-        assert error(found, heard, graph) <= error((graph, params), heard, graph)
+        net = parts(model, batches, rules, target, by)
+        graph = net.graph
+        found, heard = repair(net, batches), judging(batches)
+        assert error(found, heard, graph) <= error(net, heard, graph)
         for x in heard:  # and the float function is what it was
             with torch.no_grad():
-                assert relative_error([graph.module(x)], [found[0].module(x)]) < 1e-4
+                assert relative_error([graph.module(x)], [found.graph.module(x)]) < 1e-4
 
 
 class Chain(nn.Module):
@@ -93,8 +94,9 @@ def chain():
         model.a.weight.mul_(SMALL[:, None])
         model.a.bias.mul_(SMALL)
         model.b.weight.div_(SMALL)
-    graph, params = parts(model, batches, [Rule("*", role="input", bits=4), EVERYTHING])
-    return graph, params, batches, list(_pairs(graph))
+    net = parts(model, batches, [Rule("*", role="input", bits=4), EVERYTHING])
+    graph = net.graph
+    return graph, net, batches, list(_pairs(graph))
 
 
 @pytest.fixture
@@ -111,32 +113,32 @@ def trials(monkeypatch) -> list[int]:
 
 
 def test_of_two_moves_that_which_helps_stays_and_the_other_is_undone(trials) -> None:
-    graph, params, batches, pairs = chain()
+    graph, net, batches, pairs = chain()
     assert len(pairs) == 2
     good = _equalization(graph, *pairs[0], SMALL)
     bad = _equalization(graph, *pairs[1], SMALL.flip(0) ** 2)
-    alone = keep_what_helps(graph, params, batches, [good])
+    alone = keep_what_helps(net, batches, [good])
     assert len(trials) == 1
-    found = keep_what_helps(graph, params, batches, [good, bad])
+    found = keep_what_helps(net, batches, [good, bad])
     assert 2 <= len(trials) - 1 <= 4
-    states = [one.module.state_dict() for one in (found[0], alone[0], graph)]
+    states = [one.module.state_dict() for one in (found.graph, alone.graph, graph)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["a.weight"], states[2]["a.weight"])
-    assert all(torch.equal(one.scale, alone[1].values[name].scale) for name, one in found[1].values.items())
-    assert error(found, judging(batches), graph) < error((graph, params), judging(batches), graph)
+    assert all(torch.equal(one.scale, alone.values[name].scale) for name, one in found.values.items())
+    assert error(found, judging(batches), graph) < error(net, judging(batches), graph)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_where_none_helps_all_is_as_it_was_given(trials, count) -> None:
-    graph, params, batches, pairs = chain()
+    graph, net, batches, pairs = chain()
     bad = [_equalization(graph, *pair, by**-1) for pair, by in zip(pairs, (SMALL, SMALL**2), strict=True)][:count]
-    assert keep_what_helps(graph, params, batches, bad) == (graph, params)
+    assert keep_what_helps(net, batches, bad) is net
     assert len(trials) <= count + 2
 
 
 def test_all_that_helps_costs_one_calibration_as_before(trials) -> None:
-    graph, params, batches, pairs = chain()
-    found, _ = keep_what_helps(graph, params, batches, [_equalization(graph, *pairs[0], SMALL)])
+    graph, net, batches, pairs = chain()
+    found = keep_what_helps(net, batches, [_equalization(graph, *pairs[0], SMALL)]).graph
     assert len(trials) == 1
     assert found is not graph
 
@@ -144,9 +146,10 @@ def test_all_that_helps_costs_one_calibration_as_before(trials) -> None:
 def test_a_layer_between_two_moves_is_compared_with_its_own_taken_back() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     batches = [torch.randn(32, 6)]
-    graph, params = parts(model, batches)
+    net = parts(model, batches)
+    graph = net.graph
     moves = [_equalization(graph, *pair, torch.rand(6) + 0.5) for pair in _pairs(graph)]
-    judge = octavo.recovery.moves._Judge.of(graph, params, batches, moves)
+    judge = octavo.recovery.moves._Judge.of(net, batches, moves)
     moved = judge.trial(moves)
     assert moved.layers.keys() == {name for move in moves for name in move.readers}
     assert len(moves) == 2
@@ -161,10 +164,11 @@ def test_a_network_that_returns_integers_alone_is_judged_by_its_layers(network) 
         model.chain.a.bias.mul_(SMALL)
         model.chain.b.weight.div_(SMALL)
     batches = [torch.randn(64, 6) for _ in range(4)]
-    graph, params = parts(model, batches, [Rule("*", role="input", bits=4), EVERYTHING])
+    net = parts(model, batches, [Rule("*", role="input", bits=4), EVERYTHING])
+    graph = net.graph
     first, second = _pairs(graph)
     moves = [_equalization(graph, *first, SMALL), _equalization(graph, *second, SMALL**2)]
-    found, _ = keep_what_helps(graph, params, batches, moves)
+    found = keep_what_helps(net, batches, moves).graph
     same = {
         key: torch.equal(tensor, graph.module.state_dict()[key]) for key, tensor in found.module.state_dict().items()
     }

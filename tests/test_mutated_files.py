@@ -49,8 +49,9 @@ def original():
     }
     x = torch.randn(4, 3, 4, 4)
     target = replace(target_named("openvino"), nonnegative=None, convolution=None)
-    graph, params = prepared(Network(exported, **layers).eval(), x, target=target)
-    return graph, params, x, export_onnx(graph, params)
+    net = prepared(Network(exported, **layers).eval(), x, target=target)
+    graph = net.graph
+    return graph, net, x, export_onnx(net)
 
 
 def node_of(model, kind, **attributes):
@@ -142,22 +143,22 @@ FILES = (scale_of_input, scale_of_weight, zero_point, weight, activation, transp
 
 
 def test_what_is_unchanged_passes(original) -> None:
-    graph, params, x, model = original
-    network = compile_openvino(graph, params, network=model)
-    assert distance_db(network, octavo.simulate(graph, params), (x,)) >= ENOUGH
+    _, net, x, model = original
+    network = compile_openvino(net, network=model)
+    assert distance_db(network, octavo.simulate(net), (x,)) >= ENOUGH
 
 
 @pytest.mark.parametrize("wrong", FILES)
 def test_a_wrong_file_is_caught(original, wrong) -> None:
-    graph, params, x, model = original
+    _, net, x, model = original
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     wrong(changed)
     assert changed.SerializeToString() != model.SerializeToString()
-    network = compile_openvino(graph, params, network=changed)
-    distance = distance_db(network, octavo.simulate(graph, params), (x,))
+    network = compile_openvino(net, network=changed)
+    distance = distance_db(network, octavo.simulate(net), (x,))
     print(distance)
     assert not distance >= ENOUGH
     with pytest.warns(UserWarning, match="the ONNX model that was given computes something else than the network"):
-        right = octavo.compile(graph, params, engine="openvino", network=changed)
-    assert distance_db(right, octavo.simulate(graph, params), (x,)) >= ENOUGH
+        right = octavo.compile(net, engine="openvino", network=changed)
+    assert distance_db(right, octavo.simulate(net), (x,)) >= ENOUGH

@@ -146,11 +146,11 @@ def main(folder: Path) -> None:
     found = {}
     for target in ("paper", "onnxruntime"):  # signed activations, and affine ones
         for name, (net, example) in networks().items():
-            graph, params = prepared(net.eval(), example, target=target)
-            module, _ = lowered(graph, params)
+            params = prepared(net.eval(), example, target=target)
+            module, _ = lowered(params)
             calls = params.samples
-            draws = partial(moved, graph, params, calls, ENGINES["inductor"].near_tie)
-            found[f"{name}, {target}"] = agreement(simulated(graph, params, calls), ran(module, calls), draws).holds
+            draws = partial(moved, params, calls, ENGINES["inductor"].near_tie)
+            found[f"{name}, {target}"] = agreement(simulated(params, calls), ran(module, calls), draws).holds
     print(json.dumps(found))
 
 

@@ -91,11 +91,11 @@ def test_the_reference_engine_returns_the_same(one_layer, layer) -> None:
     graph = octavo.capture(linear, torch.from_numpy(x))
     rules = [Rule(role="weight", scheme=one_layer.WEIGHT), Rule(role="input", scheme=one_layer.ACTIVATION)]
     plan = octavo.make_plan(graph, rules, target="paper")
-    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, [torch.from_numpy(x)]), "max")
+    net = octavo.choose_params(plan, octavo.observe(plan, [torch.from_numpy(x)]), "max")
     of_x, of_weight, q_x, q_weight, q_bias = quantized(one_layer, *layer)
     ours = one_layer.real(one_layer.integer_layer(q_x, q_weight, q_bias), of_x, of_weight)
     with torch.no_grad():
-        theirs = octavo.compile(graph, params, engine="reference")(torch.from_numpy(x)).numpy()
+        theirs = octavo.compile(net, engine="reference")(torch.from_numpy(x)).numpy()
     assert np.abs(ours - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max()) + _bias_step(of_x, of_weight)
 
 

@@ -20,7 +20,7 @@ from octavo.numerics import Scheme, dequantize, quantize
 def prepared(model, example, rules=(EVERYTHING,), target="openvino", **capturing):
     graph = capture(model, example, **capturing)
     plan = make_plan(graph, rules, target=target)
-    return graph, choose_params(graph, plan, observe(graph, plan, [example]))
+    return choose_params(plan, observe(plan, [example]))
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -74,7 +74,7 @@ def network_of_realistic_size():
 
 @pytest.fixture(scope="module")
 def exported(network_of_realistic_size):
-    return export_onnx(*network_of_realistic_size)
+    return export_onnx(network_of_realistic_size)
 
 
 def test_the_model_is_valid_and_of_the_opset_that_knows_blocks(exported) -> None:
@@ -97,7 +97,8 @@ def test_the_operations_are_those_of_the_network_and_nothing_else(exported) -> N
 
 
 def test_weights_are_the_integers_of_the_plan(network_of_realistic_size, exported) -> None:
-    graph, params = network_of_realistic_size
+    params = network_of_realistic_size
+    graph = params.graph
     weights = dict(graph.module.named_parameters())
     tensors = initializers(exported)
     operations = [node for node in exported.graph.node if node.op_type in ("Conv", "Gemm")]
@@ -113,9 +114,10 @@ def test_weights_are_the_integers_of_the_plan(network_of_realistic_size, exporte
 
 
 def test_the_file_is_a_quarter_of_the_float_one(network_of_realistic_size, exported, tmp_path) -> None:
-    graph, params = network_of_realistic_size
-    export_onnx(graph, None, path=tmp_path / "float.onnx")
-    export_onnx(graph, params, path=tmp_path / "int8.onnx")
+    params = network_of_realistic_size
+    graph = params.graph
+    export_onnx(graph, path=tmp_path / "float.onnx")
+    export_onnx(params, path=tmp_path / "int8.onnx")
     ratio = (tmp_path / "int8.onnx").stat().st_size / (tmp_path / "float.onnx").stat().st_size
     assert ratio <= 0.3
     assert onnx.load(tmp_path / "int8.onnx").SerializeToString() == exported.SerializeToString()
@@ -123,14 +125,15 @@ def test_the_file_is_a_quarter_of_the_float_one(network_of_realistic_size, expor
 
 def test_onnx_runtime_reads_the_same_network(network_of_realistic_size, exported) -> None:
     x = torch.randn(5, 3, 32, 32)
-    assert_agrees(run(exported, x)[0], simulate(*network_of_realistic_size)(x))
+    assert_agrees(run(exported, x)[0], simulate(network_of_realistic_size)(x))
 
 
 def test_exporting_leaves_the_graph_alone_and_prints_nothing(network_of_realistic_size, capfd) -> None:
-    graph, params = network_of_realistic_size
+    params = network_of_realistic_size
+    graph = params.graph
     before = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
     capfd.readouterr()
-    export_onnx(graph, params)
+    export_onnx(params)
     assert capfd.readouterr() == ("", "")
     after = graph.module.state_dict()
     assert before.keys() == after.keys()
@@ -149,15 +152,15 @@ def test_exporting_leaves_the_graph_alone_and_prints_nothing(network_of_realisti
 )
 def test_activations_are_clipped_only_where_the_storage_goes_on(network, scheme, bounds) -> None:
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(6, 4))
-    graph, params = prepared(model, torch.randn(32, 6), [Rule("*", role="input", scheme=scheme), Rule("*")])
-    exported = export_onnx(graph, params)
-    scale = params.values["layer.input"].scale
+    net = prepared(model, torch.randn(32, 6), [Rule("*", role="input", scheme=scheme), Rule("*")])
+    exported = export_onnx(net)
+    scale = net.values["layer.input"].scale
     clips = nodes(exported, "Clip")
     tensors = initializers(exported)
     found = [tuple(float(numpy_helper.to_array(tensors[name])) for name in clip.input[1:]) for clip in clips]
     assert found == ([] if bounds is None else [tuple(float(scale * bound) for bound in bounds)])
     x = 10 * torch.randn(64, 6)
-    assert_agrees(run(exported, x)[0], simulate(graph, params)(x))
+    assert_agrees(run(exported, x)[0], simulate(net)(x))
 
 
 def test_every_value_has_a_name_of_its_own(network) -> None:
@@ -170,24 +173,24 @@ def test_every_value_has_a_name_of_its_own(network) -> None:
     model = network(forward, layer=nn.Linear(4, 4))
     model.register_buffer("output", torch.randn(4))
     inputs = (torch.randn(3, 4), torch.randn(3, 4))
-    graph, params = prepared(model, inputs)
-    exported = export_onnx(graph, params)
+    net = prepared(model, inputs)
+    exported = export_onnx(net)
     onnx.checker.check_model(exported, full_check=True)
     assert [value.name for value in exported.graph.output] == ["relu", "add", "output"]
-    for found, want in zip(run(exported, *inputs), simulate(graph, params)(*inputs).values(), strict=True):
+    for found, want in zip(run(exported, *inputs), simulate(net)(*inputs).values(), strict=True):
         assert_agrees(found, want)
 
 
 def test_weights_in_blocks(network) -> None:
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(32, 8))
     rules = [Rule("*", role="weight", scheme=Scheme(axis=1, block=8)), Rule("*")]
-    graph, params = prepared(model, torch.randn(16, 32), rules)
-    exported = export_onnx(graph, params)
+    net = prepared(model, torch.randn(16, 32), rules)
+    exported = export_onnx(net)
     onnx.checker.check_model(exported, full_check=True)
     blocks = [attributes(node) for node in nodes(exported, "DequantizeLinear") if "block_size" in attributes(node)]
     assert blocks == [{"axis": 1, "block_size": 8}]
     x = torch.randn(20, 32)
-    assert_agrees(run(exported, x)[0], simulate(graph, params)(x))
+    assert_agrees(run(exported, x)[0], simulate(net)(x))
 
 
 def test_a_tied_weight_is_stored_once() -> None:
@@ -201,20 +204,20 @@ def test_a_tied_weight_is_stored_once() -> None:
         def forward(self, tokens):
             return self.head(torch.tanh(self.table(tokens)))
 
-    graph, params = prepared(Tied(), torch.randint(40, (4, 5)))
-    exported = export_onnx(graph, params)
+    net = prepared(Tied(), torch.randint(40, (4, 5)))
+    exported = export_onnx(net)
     stored = [tensor for tensor in exported.graph.initializer if list(tensor.dims) in ([40, 16], [16, 40])]
     assert [tensor.data_type for tensor in stored] == [TensorProto.INT8]
     tokens = torch.randint(40, (7, 5))
-    assert_agrees(run(exported, tokens)[0], simulate(graph, params)(tokens))
+    assert_agrees(run(exported, tokens)[0], simulate(net)(tokens))
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_a_recurrent_layer_is_one_operator_with_integer_weights(network, kind) -> None:
     layer = getattr(nn, kind)(6, 8, batch_first=True, bidirectional=True)
     model = network(lambda self, x: self.layer(x)[0], layer=layer)
-    graph, params = prepared(model, torch.randn(4, 5, 6), target="paper")
-    exported = export_onnx(graph, params)
+    net = prepared(model, torch.randn(4, 5, 6), target="paper")
+    exported = export_onnx(net)
     onnx.checker.check_model(exported, full_check=True)
     (operator,) = nodes(exported, kind)
     assert attributes(operator)["hidden_size"] == 8
@@ -223,27 +226,27 @@ def test_a_recurrent_layer_is_one_operator_with_integer_weights(network, kind) -
     stored = sorted(list(t.dims) for t in exported.graph.initializer if t.data_type == TensorProto.INT8 and t.dims)
     assert stored == sorted(2 * [[1, gates * 8, 6]] + 2 * [[1, gates * 8, 8]])
     x = torch.randn(3, 5, 6)
-    assert_agrees(run(exported, x)[0], simulate(graph, params)(x))
+    assert_agrees(run(exported, x)[0], simulate(net)(x))
 
 
 def test_gates_move_from_torchs_order_to_onnxs(network) -> None:
     """i f g o in torch, i o f c in ONNX: the scales of the channels move with their rows."""
     layer = nn.LSTM(3, 2, batch_first=True)
-    graph, params = prepared(network(lambda self, x: self.layer(x)[0], layer=layer), torch.randn(4, 5, 3))
-    tensors = initializers(export_onnx(graph, params))
+    net = prepared(network(lambda self, x: self.layer(x)[0], layer=layer), torch.randn(4, 5, 3))
+    tensors = initializers(export_onnx(net))
     (stored,) = (tensor for tensor in tensors.values() if list(tensor.dims) == [1, 8, 3])
     scale = numpy_helper.to_array(tensors[stored.name.replace("integers", "scale")])
     rows = [0, 1, 6, 7, 2, 3, 4, 5]
-    values = params.values["layer.weight_ih"]
+    values = net.values["layer.weight_ih"]
     weight = dequantize(quantize(layer.weight_ih_l0.detach(), values), values)
     assert np.array_equal(numpy_helper.to_array(stored)[0] * scale[:, None], weight[rows].numpy())
 
 
 def test_a_projected_lstm_is_refused(network) -> None:
     layer = nn.LSTM(6, 8, proj_size=4, batch_first=True)
-    graph, params = prepared(network(lambda self, x: self.layer(x)[0], layer=layer), torch.randn(4, 5, 6))
+    net = prepared(network(lambda self, x: self.layer(x)[0], layer=layer), torch.randn(4, 5, 6))
     with pytest.raises(QuantizationError, match="ONNX's LSTM has none; use a recurrent layer without proj_size"):
-        export_onnx(graph, params)
+        export_onnx(net)
 
 
 def test_dicts_name_inputs_and_outputs_and_what_is_no_tensor_is_left_out() -> None:
@@ -257,21 +260,21 @@ def test_dicts_name_inputs_and_outputs_and_what_is_no_tensor_is_left_out() -> No
             return {"y": y, "none": None, "offset": offset, "again": y}
 
     example = {"x": torch.randn(4, 4), "times": 3, "offset": torch.randn(4, 2)}
-    graph, params = prepared(Dicts(), example)
-    exported = export_onnx(graph, params)
+    net = prepared(Dicts(), example)
+    exported = export_onnx(net)
     onnx.checker.check_model(exported, full_check=True)
     assert [value.name for value in exported.graph.input] == ["x", "offset"]
     assert [value.name for value in exported.graph.output] == ["y", "offset_output"]
     x, offset = torch.randn(2, 4), torch.randn(2, 2)
     y, same = run(exported, x, offset)
-    assert_agrees(y, simulate(graph, params)(x=x, times=3, offset=offset)["y"])
+    assert_agrees(y, simulate(net)(x=x, times=3, offset=offset)["y"])
     assert np.array_equal(same, offset.numpy())
 
 
 def test_two_dynamic_axes_have_two_names(network) -> None:
     model = network(lambda self, x: torch.softmax(self.layer(x) @ x.transpose(1, 2), -1), layer=nn.Linear(4, 4))
-    graph, params = prepared(model, torch.randn(3, 5, 4), dynamic_axes=(0, 1))
-    exported = export_onnx(graph, params)
+    net = prepared(model, torch.randn(3, 5, 4), dynamic_axes=(0, 1))
+    exported = export_onnx(net)
     (value,) = exported.graph.input
     batch, length, width = sizes(value)
     assert (batch, width) == ("batch", 4)
@@ -281,6 +284,6 @@ def test_two_dynamic_axes_have_two_names(network) -> None:
 
 def test_what_onnx_cannot_say_is_named(network) -> None:
     model = network(lambda self, x: torch.special.bessel_j0(self.layer(x)), layer=nn.Linear(4, 4))
-    graph, params = prepared(model, torch.randn(3, 4))
+    net = prepared(model, torch.randn(3, 4))
     with pytest.raises(QuantizationError, match=r"cannot translate one of its operations .*bessel_j0.*; rewrite that"):
-        export_onnx(graph, params)
+        export_onnx(net)

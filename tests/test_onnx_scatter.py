@@ -52,7 +52,7 @@ def test_scattering_is_what_torch_does(network, name, engine) -> None:
     model = network(lambda self, x, i: SCATTERS[name](self.layer(x), i), layer=nn.Linear(6, 6)).eval()
     x, i = torch.randn(9, 6), torch.randint(0, 5, (9, 6))  # nine values on five of seven rows: some meet, two are empty
     graph = capture(model, (x, i), dynamic_axes=())
-    torch.testing.assert_close(compile(graph, None, engine=engine)(x, i), model(x, i).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compile(graph, engine=engine)(x, i), model(x, i).detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -68,13 +68,13 @@ def test_the_mean_of_neighbours_on_integers(calibrated, network, engine) -> None
         return torch.randn(3 * n, 8), torch.randint(0, 3 * n, (2, 5 * n))
 
     model = network(forward, own=nn.Linear(8, 16), others=nn.Linear(8, 16), out=nn.Linear(16, 3))
-    graph, params = calibrated(model, batch(4), target=engine, dynamic_axes=(0, 1))
+    net = calibrated(model, batch(4), target=engine, dynamic_axes=(0, 1))
     inputs = batch(3)
-    assert sqnr_db(simulate(graph, params)(*inputs).detach(), compile(graph, params, engine=engine)(*inputs)) >= 40
+    assert sqnr_db(simulate(net)(*inputs).detach(), compile(net, engine=engine)(*inputs)) >= 40
 
 
 def test_what_onnx_cannot_scatter_is_named(network) -> None:
     model = network(lambda self, x, i: self.layer(x).put(i, x, accumulate=True), layer=nn.Linear(6, 6)).eval()
     x, i = torch.randn(9, 6), torch.randint(0, 5, (9, 6))
     with pytest.raises(QuantizationError, match="cannot translate one of its operations"):
-        compile(capture(model, (x, i), dynamic_axes=()), None, engine=ENGINES[0])
+        compile(capture(model, (x, i), dynamic_axes=()), engine=ENGINES[0])

@@ -93,10 +93,10 @@ OTHERS = [pytest.param(target, "none", marks=pytest.mark.slow) for target in ("o
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_what_the_simulation_says(calibrated, case, target, fusion) -> None:
     build, make, axes = CASES[case]
-    graph, params = calibrated(build(), make(4), target=runs_here(target), dynamic_axes=axes)
-    engine = compile(graph, params, engine="onnxruntime", threads=1, fusion=fusion)
+    net = calibrated(build(), make(4), target=runs_here(target), dynamic_axes=axes)
+    engine = compile(net, engine="onnxruntime", threads=1, fusion=fusion)
     for batch in (1, 3):
-        assert_agrees(engine, simulate(graph, params), make(batch), fusion)
+        assert_agrees(engine, simulate(net), make(batch), fusion)
 
 
 class Pooled(nn.Module):
@@ -121,9 +121,9 @@ def ran(engine) -> tuple[set[str], set[str]]:
 
 def test_every_convolution_runs_on_integers(calibrated, basic_block) -> None:
     """A sum of convolutions, a pooling or an activation that is no fusion once left them in float."""
-    graph, params = calibrated(Pooled(basic_block).eval(), torch.randn(4, 3, 16, 16), target=runs_here("onnxruntime"))
-    on_integers, in_float = ran(compile(graph, params, engine="onnxruntime", threads=1))
-    assert on_integers == set(params.plan.coverage.layers)
+    net = calibrated(Pooled(basic_block).eval(), torch.randn(4, 3, 16, 16), target=runs_here("onnxruntime"))
+    on_integers, in_float = ran(compile(net, engine="onnxruntime", threads=1))
+    assert on_integers == set(net.plan.coverage.layers)
     assert in_float == set()
     assert len(on_integers) == 9
 
@@ -131,20 +131,20 @@ def test_every_convolution_runs_on_integers(calibrated, basic_block) -> None:
 @pytest.mark.parametrize("axes", [(0,), (0, 1), ()])
 def test_every_product_of_a_transformer_runs_on_integers(calibrated, axes) -> None:
     """With sizes that are fixed, ONNX Runtime once made Gemms in float of the linears."""
-    graph, params = calibrated(Tokens(), torch.randint(50, (4, 9)), target=runs_here("onnxruntime"), dynamic_axes=axes)
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
-    assert ran(engine) == (set(params.plan.coverage.layers), set())
+    net = calibrated(Tokens(), torch.randint(50, (4, 9)), target=runs_here("onnxruntime"), dynamic_axes=axes)
+    engine = compile(net, engine="onnxruntime", threads=1)
+    assert ran(engine) == (set(net.plan.coverage.layers), set())
     assert engine.executions()["table"].kernel == "Gather"
-    assert_agrees(engine, simulate(graph, params), torch.randint(50, (4, 9)), "all")
+    assert_agrees(engine, simulate(net), torch.randint(50, (4, 9)), "all")
 
 
 def test_a_linear_called_twice_runs_on_integers_twice(calibrated, network) -> None:
     """ONNX Runtime once computed both in float: its fusion asks for a weight that nothing else reads."""
     model = network(lambda self, x: self.a(F.relu(self.a(x))), a=nn.Linear(8, 8))
-    graph, params = calibrated(model, torch.randn(4, 5, 8), target=runs_here("onnxruntime"))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    net = calibrated(model, torch.randn(4, 5, 8), target=runs_here("onnxruntime"))
+    engine = compile(net, engine="onnxruntime", threads=1)
     assert ran(engine) == ({"a", "a@1"}, set())
-    assert_agrees(engine, simulate(graph, params), torch.randn(7, 5, 8), "all")
+    assert_agrees(engine, simulate(net), torch.randn(7, 5, 8), "all")
 
 
 def test_what_runs_in_float_is_named_as_the_user_names_it(calibrated, network) -> None:
@@ -160,12 +160,13 @@ def test_what_runs_in_float_is_named_as_the_user_names_it(calibrated, network) -
         pair=nn.Parameter(torch.randn(3, 16, 16)),
         rnn=nn.LSTM(16, 5, bidirectional=True, batch_first=True),
     )
-    graph, params = calibrated(model, torch.randn(3, 4, 16), target=runs_here("onnxruntime"))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
-    names = list(compute_heavy(graph, params.plan.target).values())
+    net = calibrated(model, torch.randn(3, 4, 16), target=runs_here("onnxruntime"))
+    graph = net.graph
+    engine = compile(net, engine="onnxruntime", threads=1)
+    names = list(compute_heavy(graph, net.plan.target).values())
     assert list(engine.executions()) == names == ["first", "up", "back", "bilinear", "rnn"]
     assert ran(engine) == ({"first", "back"}, {"up", "bilinear", "rnn"})
-    engine = compile(graph, None, engine="onnxruntime", threads=1)
+    engine = compile(graph, engine="onnxruntime", threads=1)
     assert ran(engine) == (set(), set(names))
 
 
@@ -179,9 +180,9 @@ def test_a_kernel_belongs_to_the_longest_layer_whose_name_it_has() -> None:
 def test_a_weight_alone_in_integers_is_multiplied_by_real_values(calibrated) -> None:
     """ONNX Runtime's MatMulNBits rounds the other input too, unless it is told not to: 38 dB in place of no noise."""
     rules = [Rule(role="input", skip=True), Rule("*")]
-    graph, params = calibrated(nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64), rules, runs_here("onnxruntime"))
-    engine, x = compile(graph, params, engine="onnxruntime", threads=1), torch.randn(5, 64)
-    torch.testing.assert_close(engine(x), simulate(graph, params)(x).detach(), rtol=0, atol=1e-3)
+    net = calibrated(nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64), rules, runs_here("onnxruntime"))
+    engine, x = compile(net, engine="onnxruntime", threads=1), torch.randn(5, 64)
+    torch.testing.assert_close(engine(x), simulate(net)(x).detach(), rtol=0, atol=1e-3)
     assert ran(engine) == (set(), {"0"})
 
 
@@ -204,9 +205,9 @@ def test_a_bias_smaller_than_the_unit_of_the_sums_is_not_lost(kind, network) -> 
     example = ((torch.randn(64, 6) * UNITS + OFFSETS)[columns],)
     graph = capture(network(forward, a=a, b=b), example)
     plan = make_plan(graph, target=runs_here("onnxruntime"))
-    params = choose_params(graph, plan, observe(graph, plan, [example]))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
-    assert_agrees(engine, simulate(graph, params), example, "all")
+    net = choose_params(plan, observe(plan, [example]))
+    engine = compile(net, engine="onnxruntime", threads=1)
+    assert_agrees(engine, simulate(net), example, "all")
     assert ("a" in ran(engine)[0]) == (kind == "linear")  # a convolution is left in float, and named
 
 
@@ -218,22 +219,23 @@ def test_channels_pruned_to_nothing_keep_their_bias(calibrated) -> None:
         for layer, channels in ((model[0], slice(3)), (model[2], slice(2, 5)), (model[6], slice(1))):
             layer.weight[channels] *= 1e-14
             layer.bias.abs_().add_(0.5)
-    graph, params = calibrated(model, torch.randn(8, 3, 8, 8), target=runs_here("onnxruntime"))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(3, 3, 8, 8), "all")
+    net = calibrated(model, torch.randn(8, 3, 8, 8), target=runs_here("onnxruntime"))
+    engine = compile(net, engine="onnxruntime", threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(3, 3, 8, 8), "all")
     assert ran(engine) == ({"0", "2", "4", "6"}, set())
 
 
 def test_the_float_network_is_the_baseline(calibrated) -> None:
-    graph, _ = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
-    engine = compile(graph, None, engine="onnxruntime", threads=1)
+    _ = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
+    graph = _.graph
+    engine = compile(graph, engine="onnxruntime", threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x)["logits"], graph(x)["logits"].detach(), rtol=0, atol=1e-5)
 
 
 def test_calls_from_several_threads_do_not_mix(calibrated) -> None:
-    graph, params = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    net = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
+    engine = compile(net, engine="onnxruntime", threads=1)
     batches = [torch.randn(1 + i % 3, 3, 12, 12) for i in range(24)]
     alone = [engine(x)["logits"] for x in batches]
     with ThreadPoolExecutor(4) as pool:
@@ -242,8 +244,8 @@ def test_calls_from_several_threads_do_not_mix(calibrated) -> None:
 
 
 def test_an_input_of_another_dtype_is_refused(calibrated) -> None:
-    graph, params = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
-    engine = compile(graph, params, engine="onnxruntime", threads=1)
+    net = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
+    engine = compile(net, engine="onnxruntime", threads=1)
     with pytest.raises(QuantizationError, match=r"x: asked to run on torch.float64, but the network was captured with"):
         engine(torch.randn(1, 3, 12, 12, dtype=torch.float64))
 
@@ -267,10 +269,10 @@ def test_the_mean_of_an_image_is_pooled_in_integers(spatial, keepdim, axes, netw
     features = 8 if spatial == 2 else 8 * 6 if axes == [2, 3] else 8 * 4
     model = network(forward, conv=conv, head=nn.Linear(features, 5)).eval()
     shape = (6, 3, 4, 5) if spatial == 2 else (6, 3, 4, 5, 6)
-    graph, params = calibrated(model, torch.randn(shape), target=runs_here("onnxruntime"))
-    _, optimized = session_of(export_onnx(graph, params))
+    net = calibrated(model, torch.randn(shape), target=runs_here("onnxruntime"))
+    _, optimized = session_of(export_onnx(net))
     pooled = any(node.op_type == "QLinearGlobalAveragePool" for node in optimized.graph.node)
     assert pooled == (spatial == 2)
     x = torch.randn(3, *shape[1:])
-    compiled = octavo.compile(graph, params, engine="onnxruntime")
-    assert octavo.sqnr_db(octavo.simulate(graph, params)(x), compiled(x)) > 40
+    compiled = octavo.compile(net, engine="onnxruntime")
+    assert octavo.sqnr_db(octavo.simulate(net)(x), compiled(x)) > 40

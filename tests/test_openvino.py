@@ -50,7 +50,7 @@ def assert_agrees(engine, reference, batch) -> None:
 def prepared(model, example, rules=(EVERYTHING,), target="openvino", **capturing):
     graph = capture(model, example, **capturing)
     plan = make_plan(graph, rules, target=runs_here(target))
-    return graph, choose_params(graph, plan, observe(graph, plan, [example]))
+    return choose_params(plan, observe(plan, [example]))
 
 
 class Convolutions(nn.Module):
@@ -76,12 +76,12 @@ def convolutions():
 
 @pytest.fixture(scope="module")
 def convolutions_compiled(convolutions):
-    return compile_openvino(*convolutions, threads=1)
+    return compile_openvino(convolutions, threads=1)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_a_convolutional_network_at_any_batch_size(convolutions, convolutions_compiled, batch) -> None:
-    assert_agrees(convolutions_compiled, simulate(*convolutions), torch.randn(batch, 3, 12, 12))
+    assert_agrees(convolutions_compiled, simulate(convolutions), torch.randn(batch, 3, 12, 12))
 
 
 def test_every_convolution_and_linear_multiplies_integers(convolutions_compiled) -> None:
@@ -92,16 +92,18 @@ def test_every_convolution_and_linear_multiplies_integers(convolutions_compiled)
 
 
 def test_the_float_network_is_the_baseline(convolutions) -> None:
-    graph, _ = convolutions
-    engine = compile_openvino(graph, None, threads=1)
+    _ = convolutions
+    graph = _.graph
+    engine = compile_openvino(graph, threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=1e-5)
     assert {execution.precision for execution in engine.executions().values()} == {"f32"}
 
 
 def test_bf16_is_used_only_when_asked_for(convolutions) -> None:
-    graph, _ = convolutions
-    engine = compile_openvino(graph, None, precision="bf16", threads=1)
+    _ = convolutions
+    graph = _.graph
+    engine = compile_openvino(graph, precision="bf16", threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=0.05)
 
@@ -134,9 +136,9 @@ def test_an_input_that_is_a_view_is_read_as_it_looks(convolutions_compiled) -> N
 
 def test_attention_runs_on_integers_in_both_products() -> None:
     encoder = nn.TransformerEncoderLayer(32, 4, 64, activation="gelu", batch_first=True)
-    graph, params = prepared(encoder, torch.randn(4, 6, 32), dynamic_axes=(0, 1))
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(3, 9, 32))
+    net = prepared(encoder, torch.randn(4, 6, 32), dynamic_axes=(0, 1))
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(3, 9, 32))
     executions = engine.executions()
     assert {"self_attn.matmul", "self_attn.matmul@1", "linear1", "linear2"} <= executions.keys()
     assert all(execution.on_integers for execution in executions.values())
@@ -155,10 +157,10 @@ def test_dicts_in_and_out_and_a_none_between() -> None:
             return {"logits": logits, "nothing": None, "weights": weights, "twice": [logits, hidden]}
 
     example = {"tokens": torch.randint(20, (4, 6)), "weights": torch.rand(4, 6)}
-    graph, params = prepared(Inner(), example)
-    engine = compile_openvino(graph, params, threads=1)
+    net = prepared(Inner(), example)
+    engine = compile_openvino(net, threads=1)
     batch = {"weights": torch.rand(3, 6), "tokens": torch.randint(20, (3, 6))}
-    reference = simulate(graph, params)
+    reference = simulate(net)
     out = engine(**batch)
     assert list(out) == ["logits", "nothing", "weights", "twice"]
     assert out["nothing"] is None
@@ -180,11 +182,11 @@ def test_dicts_in_and_out_and_a_none_between() -> None:
 @pytest.mark.parametrize("settings", [{"bidirectional": True, "num_layers": 2}, {"bias": False}])
 def test_recurrent_layers_compute_in_float_from_integer_weights(network, kind, settings) -> None:
     layer = kind(6, 8, batch_first=True, **settings)
-    graph, params = prepared(network(lambda self, x: self.layer(x), layer=layer), torch.randn(4, 5, 6))
-    engine = compile_openvino(graph, params, threads=1)
+    net = prepared(network(lambda self, x: self.layer(x), layer=layer), torch.randn(4, 5, 6))
+    engine = compile_openvino(net, threads=1)
     batch = torch.randn(3, 5, 6)
     with torch.no_grad():
-        wanted, found = tree_leaves(simulate(graph, params)(batch)), tree_leaves(engine(batch))
+        wanted, found = tree_leaves(simulate(net)(batch)), tree_leaves(engine(batch))
     for want, have in zip(wanted, found, strict=True):
         torch.testing.assert_close(have, want, rtol=0, atol=1e-5)  # no activation is rounded: no ties
 
@@ -233,9 +235,9 @@ def test_convolutions_of_signed_activations(network, forward, scheme, groups) ->
         last=nn.Conv2d(16, 16, 3, padding=1, groups=groups),
     )
     rules = [EVERYTHING] if scheme is None else [Rule("*", role="input", scheme=scheme), EVERYTHING]
-    graph, params = prepared(model, torch.randn(8, 3, 9, 8), rules)
-    engine = compile_openvino(graph, params, threads=1)
-    assert decibels(engine, simulate(graph, params), 2 * torch.randn(3, 3, 9, 8)) >= 40
+    net = prepared(model, torch.randn(8, 3, 9, 8), rules)
+    engine = compile_openvino(net, threads=1)
+    assert decibels(engine, simulate(net), 2 * torch.randn(3, 3, 9, 8)) >= 40
     assert all(execution.on_integers for execution in engine.executions().values())
 
 
@@ -249,9 +251,9 @@ def test_one_dimensional_and_transposed_convolutions(network) -> None:
         up=nn.ConvTranspose1d(16, 8, 4, stride=2, padding=1),
         last=nn.Conv1d(8, 4, 3, dilation=2),
     )
-    graph, params = prepared(model, torch.randn(4, 4, 32))
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(3, 4, 32))
+    net = prepared(model, torch.randn(4, 4, 32))
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(3, 4, 32))
     executions = engine.executions()
     in_float = ["up"] if adds_int8_pairs_in_16_bits() else []  # OpenVINO's transposed convolution needs AVX-512
     assert list(executions) == ["first", "up", "last"]
@@ -260,26 +262,26 @@ def test_one_dimensional_and_transposed_convolutions(network) -> None:
 
 def test_a_grouped_transposed_convolution_falls_back_to_float_and_says_so(network) -> None:
     model = network(lambda self, x: self.up(x), up=nn.ConvTranspose1d(8, 8, 4, stride=2, groups=2))
-    graph, params = prepared(model, torch.randn(4, 8, 16))
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(3, 8, 16))
+    net = prepared(model, torch.randn(4, 8, 16))
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(3, 8, 16))
     assert not engine.executions()["up"].on_integers
 
 
 def test_a_layer_called_twice_runs_twice(network) -> None:
     model = network(lambda self, x: self.layer(torch.relu(self.layer(x))), layer=nn.Linear(8, 8))
-    graph, params = prepared(model, torch.randn(16, 8))
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(50, 8))
+    net = prepared(model, torch.randn(16, 8))
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(50, 8))
     assert list(engine.executions()) == ["layer", "layer@1"]
 
 
 def test_a_quantized_weight_alone_does_not_count_as_integer_arithmetic(network) -> None:
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(64, 64))
-    graph, params = prepared(model, torch.randn(16, 64), rules=[Rule("*", role="input", skip=True), Rule("*")])
-    engine = compile_openvino(graph, params, threads=1)
+    net = prepared(model, torch.randn(16, 64), rules=[Rule("*", role="input", skip=True), Rule("*")])
+    engine = compile_openvino(net, threads=1)
     x, (layer,) = torch.randn(5, 64), model.children()
-    (weight,) = params.values.values()
+    (weight,) = net.values.values()
     # Of the integers that are stored: the simulation, by its reciprocal, may have a neighbour of one near a tie.
     wanted = F.linear(x, dequantize(quantize(layer.weight.detach(), weight), weight), layer.bias)
     torch.testing.assert_close(engine(x), wanted.detach(), rtol=0, atol=1e-5)
@@ -297,9 +299,9 @@ def test_a_stack_of_weights_is_multiplied_in_float() -> None:
         def forward(self, x):
             return x @ self.experts
 
-    graph, params = prepared(Experts(), torch.randn(4, 3, 50, 8))
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), torch.randn(2, 3, 50, 8))
+    net = prepared(Experts(), torch.randn(4, 3, 50, 8))
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), torch.randn(2, 3, 50, 8))
     assert not engine.executions()["matmul"].on_integers
 
 
@@ -318,9 +320,9 @@ def test_activations_saturate_where_the_scheme_ends(network, scheme) -> None:
     """Inputs far outside the calibrated range: a missing clip would let them through to −128 or 255."""
     model = network(lambda self, x: self.layer(x), layer=nn.Linear(8, 4))
     rules = [Rule("*", role="input", scheme=scheme), Rule("*")]
-    graph, params = prepared(model, torch.randn(32, 8), rules=rules)
-    engine = compile_openvino(graph, params, threads=1)
-    assert_agrees(engine, simulate(graph, params), 10 * torch.randn(64, 8) - 3)
+    net = prepared(model, torch.randn(32, 8), rules=rules)
+    engine = compile_openvino(net, threads=1)
+    assert_agrees(engine, simulate(net), 10 * torch.randn(64, 8) - 3)
 
 
 def test_both_branches_of_a_residual_rounded_is_more_than_openvino_does() -> None:
@@ -329,11 +331,9 @@ def test_both_branches_of_a_residual_rounded_is_more_than_openvino_does() -> Non
     model = Convolutions()
     differences = {}
     for residual in ("skip", "both"):
-        graph, params = prepared(model, x, target=replace(TARGETS["openvino"], residual=residual))
-        want = simulate(graph, params)(x).detach()
-        differences[residual] = float(
-            (compile_openvino(graph, params, threads=1)(x) - want).abs().mean() / want.abs().max()
-        )
+        net = prepared(model, x, target=replace(TARGETS["openvino"], residual=residual))
+        want = simulate(net)(x).detach()
+        differences[residual] = float((compile_openvino(net, threads=1)(x) - want).abs().mean() / want.abs().max())
     assert differences["skip"] <= MEAN
     assert differences["both"] <= 1e-2
 
@@ -346,25 +346,25 @@ def test_what_openvino_cannot_compile_names_the_way_out(monkeypatch, convolution
 
     monkeypatch.setattr(openvino.Core, "compile_model", refuse)
     with pytest.raises(QuantizationError, match=r"failed \(no such kernel\); use another engine"):
-        compile_openvino(*convolutions)
+        compile_openvino(convolutions)
 
 
 def test_the_door_knows_its_engines(convolutions) -> None:
     assert {"openvino", "reference"} <= set(available())
     with pytest.raises(QuantizationError, match=r"'tensorflow', but the known engines are openvino, .*; choose one"):
-        compile(*convolutions, engine="tensorflow")
+        compile(convolutions, engine="tensorflow")
 
 
 def test_a_missing_package_is_named(monkeypatch, convolutions) -> None:
     monkeypatch.setattr("octavo.engines.find_spec", lambda name: None if name == "openvino" else name)
     assert "openvino" not in available()
     with pytest.raises(QuantizationError, match=r"openvino cannot be imported; pip install openvino, or choose"):
-        compile(*convolutions, engine="openvino")
+        compile(convolutions, engine="openvino")
 
 
 def test_the_door_opens_to_openvino_by_default(convolutions) -> None:
     x = torch.randn(2, 3, 12, 12)
-    assert_agrees(compile(*convolutions, threads=1), simulate(*convolutions), x)
+    assert_agrees(compile(convolutions, threads=1), simulate(convolutions), x)
 
 
 LOWEST = torch.finfo(torch.float32).min
@@ -394,11 +394,11 @@ def test_a_mask_does_not_swallow_the_scores(network, form, kind) -> None:
         keep[:, 0] = True
         return torch.randn(n, 7, 16), keep.to(kind)
 
-    graph, params = prepared(network(attention, **{name: nn.Linear(16, 16) for name in "qkvo"}), batch(8))
-    engine = compile_openvino(graph, params, threads=1)
+    net = prepared(network(attention, **{name: nn.Linear(16, 16) for name in "qkvo"}), batch(8))
+    engine = compile_openvino(net, threads=1)
     x, keep = batch(5)
     keep[0] = 0  # a row that is masked throughout
-    assert decibels(engine, simulate(graph, params), (x, keep)) >= 60
+    assert decibels(engine, simulate(net), (x, keep)) >= 60
     assert all(execution.on_integers for execution in engine.executions().values())
 
 
@@ -415,9 +415,9 @@ def test_an_extreme_is_rounded_as_any_other(network, reduce, axis, last, then) -
         first=nn.Conv2d(8, 8, 3, padding=1),
         last=nn.Conv2d(8, 8, 1) if last == "conv" else nn.Linear(8, 8),
     )
-    graph, params = prepared(model, torch.randn(8, 8, 8, 8))
-    engine = compile_openvino(graph, params, threads=1)
-    assert decibels(engine, simulate(graph, params), torch.randn(3, 8, 8, 8)) >= 40
+    net = prepared(model, torch.randn(8, 8, 8, 8))
+    engine = compile_openvino(net, threads=1)
+    assert decibels(engine, simulate(net), torch.randn(3, 8, 8, 8)) >= 40
 
 
 def test_a_product_with_a_vector(network) -> None:
@@ -430,12 +430,12 @@ def test_a_product_with_a_vector(network) -> None:
         return F.conv2d(x, weight, padding=1), self.mix(pooled[0]), pooled @ pooled[0], pooled[0] @ pooled[0]
 
     model = network(forward, mix=nn.Linear(3, 3), experts=nn.Parameter(torch.randn(3, 8, 3, 3, 3)))
-    graph, params = prepared(model, torch.randn(8, 3, 8, 8) + 1)
-    engine = compile_openvino(graph, params, threads=1)
+    net = prepared(model, torch.randn(8, 3, 8, 8) + 1)
+    engine = compile_openvino(net, threads=1)
     x = torch.randn(3, 3, 8, 8) + 1
-    want, have = simulate(graph, params)(x), engine(x)
+    want, have = simulate(net)(x), engine(x)
     assert [y.shape for y in have] == [y.shape for y in want]
-    assert decibels(engine, simulate(graph, params), x) >= 40
+    assert decibels(engine, simulate(net), x) >= 40
 
 
 def test_a_failed_conversion_names_the_layers(network) -> None:
@@ -444,9 +444,9 @@ def test_a_failed_conversion_names_the_layers(network) -> None:
     def forward(self, x):
         return self.memory(torch.fft.rfft(x.unfold(-1, 16, 8)).abs())[0]
 
-    graph, params = prepared(network(forward, memory=nn.LSTM(9, 8, batch_first=True)), torch.randn(4, 64))
+    net = prepared(network(forward, memory=nn.LSTM(9, 8, batch_first=True)), torch.randn(4, 64))
     with pytest.raises(QuantizationError, match="cannot convert LSTM memory") as raised:
-        compile_openvino(graph, params, threads=1)
+        compile_openvino(net, threads=1)
     assert raised.value.__cause__ is not None
 
 
@@ -479,9 +479,9 @@ for function in (
     batch = near(3, 5, 64), near(3, 6, 64)
     graph = capture(Network(function, layer=layer), batch, dynamic_axes=())
     plan = make_plan(graph, target=narrow)
-    params = choose_params(graph, plan, observe(graph, plan, [batch, tuple(-x for x in batch)]))
+    params = choose_params(plan, observe(plan, [batch, tuple(-x for x in batch)]))
     with torch.no_grad():
-        print(sqnr_db(simulate(graph, params)(*batch), compile_openvino(graph, params, threads=1)(*batch)))
+        print(sqnr_db(simulate(params)(*batch), compile_openvino(params, threads=1)(*batch)))
 """
 
 

@@ -38,9 +38,9 @@ def test_calibration_alone_keeps_the_accuracy(name: str, points: float) -> None:
     model = scored.build()
     graph = capture(model, scored.example, dynamic_axes=scored.dynamic_axes)
     plan = make_plan(graph, target="openvino")
-    stats = observe(graph, plan, scored.calibration())
+    stats = observe(plan, scored.calibration())
     reference = scored.score(scored.predict(model))
-    networks = [compile(graph, choose_params(graph, plan, stats, method)) for method in PAPER_METHODS]
+    networks = [compile(choose_params(plan, stats, method)) for method in PAPER_METHODS]
     assert reference - max(scored.score(scored.predict(network)) for network in networks) <= points
 
 
@@ -54,8 +54,8 @@ def test_folded_batch_norm_needs_one_scale_per_channel() -> None:
     drops = {}
     for axis in (0, None):
         plan = make_plan(graph, [Rule(role="weight", scheme=Scheme(axis=axis))], target="paper")
-        params = choose_params(graph, plan, {})
-        drops[axis] = reference - scored.score(scored.predict(simulate(graph, params)))
+        net = choose_params(plan, {})
+        drops[axis] = reference - scored.score(scored.predict(simulate(net)))
     assert drops[0] <= 1.0
     assert drops[None] >= 5.0
 

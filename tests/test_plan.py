@@ -792,5 +792,6 @@ READS = {  # {name: (forward, its layers, an example)}
 @pytest.mark.parametrize("name", READS)
 def test_what_reads_a_tensor_beside_sizes_and_lists_is_planned(name, target, network, calibrated) -> None:
     forward, layers, shape = READS[name]
-    graph, params = calibrated(network(forward, **layers), x := torch.randn(*shape), target=target)
-    assert octavo.sqnr_db(graph(x), simulate(graph, params)(x)) > 20
+    net = calibrated(network(forward, **layers), x := torch.randn(*shape), target=target)
+    graph = net.graph
+    assert octavo.sqnr_db(graph(x), simulate(net)(x)) > 20

@@ -36,25 +36,26 @@ class Keywords(nn.Module):
 @pytest.mark.parametrize("engine", [name for name in TOLD if name in available()])
 def test_every_compute_heavy_operation_is_told_by_its_name(engine, calibrated) -> None:
     target = runs_here(target_for(engine))
-    graph, params = calibrated(Keywords(), torch.randint(20, (4, 6)), target=target)
-    network = compile(graph, params, engine=engine)
+    net = calibrated(Keywords(), torch.randint(20, (4, 6)), target=target)
+    graph = net.graph
+    network = compile(net, engine=engine)
     assert list(network.executions()) == list(compute_heavy(graph, target).values())
     told = ran(network)
     assert told is not None
     assert told.engine == engine
     assert set(told.on_integers) | {"table", "rnn"} >= {"mix", "mix@1", "matmul", "matmul@1", "head"}
     assert "rnn" not in told.on_integers
-    assert {*told.on_integers, *told.in_float} == set(params.plan.coverage.layers)
+    assert {*told.on_integers, *told.in_float} == set(net.plan.coverage.layers)
 
 
 def test_openvino_tells_of_a_planned_product_that_it_computes_in_float(calibrated, network) -> None:
     """The plan said int8, and only the plan was told."""
     model = network(lambda self, a, x: a @ F.relu(self.l(x)), l=nn.Linear(16, 16))
     example = (torch.randn(3, 5, 16), torch.randn(3, 16, 16))
-    graph, params = calibrated(model, example, target=runs_here("openvino"))
-    told = ran(compile(graph, params, engine="openvino", threads=1))
+    net = calibrated(model, example, target=runs_here("openvino"))
+    told = ran(compile(net, engine="openvino", threads=1))
     assert told is not None
-    assert params.plan.coverage.quantized == 2
+    assert net.plan.coverage.quantized == 2
     assert (told.on_integers, told.in_float) == (("l",), ("matmul",))
 
 
@@ -99,7 +100,8 @@ def test_the_record_has_the_plan_and_what_ran() -> None:
 
 
 def test_what_has_no_plan_has_nothing_to_tell(calibrated) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4))
-    assert ran(compile(graph, None, engine="openvino")) is None
-    assert ran(simulate(graph, params)) is None
+    net = calibrated(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4))
+    graph = net.graph
+    assert ran(compile(graph, engine="openvino")) is None
+    assert ran(simulate(net)) is None
     assert ran(nn.Linear(4, 4)) is None

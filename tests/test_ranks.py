@@ -38,7 +38,7 @@ try:
     if what == "observe" or what == "nan":
         graph = octavo.capture(model, batches[0])
         plan = octavo.make_plan(graph)
-        stats = octavo.observe(graph, plan, share)
+        stats = octavo.observe(plan, share)
         found = {name: {k: v.tolist() for k, v in h.state().items()} for name, h in stats.items()}
     else:
         result = octavo.quantize(model, calibration=share, evaluate=evaluate, max_drop=0.2, example=batches[0],

@@ -141,8 +141,8 @@ def observe(data):
 def training(loss, data, **options):
     graph = octavo.capture(model, batches[0])
     plan = octavo.make_plan(graph)
-    params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
-    octavo.finetune(graph, params, train=data, loss=loss, schedule=Schedule(epochs=2, learning_rate=1e-3),
+    net = octavo.choose_params(plan, octavo.observe(plan, batches), "max")
+    octavo.finetune(net, train=data, loss=loss, schedule=Schedule(epochs=2, learning_rate=1e-3),
                     progress=False, **options)
 
 
@@ -177,10 +177,10 @@ def test_a_rank_that_fails_ends_all_of_them_with_an_error_that_names_it(tmp_path
 TRAINS = """
 graph = octavo.capture(model, batches[0])
 plan = octavo.make_plan(graph)
-params = octavo.choose_params(graph, plan, octavo.observe(graph, plan, batches), "max")
+net = octavo.choose_params(plan, octavo.observe(plan, batches), "max")
 found = []
 for out in ("one", "two", "one"):
-    history = octavo.finetune(graph, params, train=batches, schedule=Schedule(epochs=2, learning_rate=1e-3),
+    history = octavo.finetune(net, train=batches, schedule=Schedule(epochs=2, learning_rate=1e-3),
                               progress=False, out=folder / out).history
     found.append([epoch.loss for epoch in history.epochs])
 tell(found)

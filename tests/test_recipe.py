@@ -163,7 +163,6 @@ def test_another_version_of_what_computes_is_measured_anew(package, monkeypatch)
 
     graph = octavo.capture(torch.nn.Linear(4, 4).eval(), torch.randn(2, 4))
     bench = trial.Bench(
-        graph=graph,
         plan=octavo.make_plan(graph),
         stats=None,
         evaluate=None,
@@ -339,7 +338,7 @@ def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end
 def test_on_the_engine_that_is_deployed(case) -> None:
     result = octavo.quantize(**case, max_drop=0.2, progress=False)
     assert result.engine in {*available()} - {"reference"}  # which one is fastest here is measured
-    assert type(result.model) is type(octavo.compile(result.graph, result.params, engine=result.engine))
+    assert type(result.model) is type(octavo.compile(result.net, engine=result.engine))
 
 
 def test_an_unknown_engine_lists_those_there_are(case) -> None:

@@ -11,10 +11,11 @@ from torch import nn
 from octavo.engines import reference
 from octavo.engines.reference import Integers, Quantize, accumulate, compile_reference
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.operations import operation
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 from octavo.numerics import AFFINE_UINT8, UINT8, QParams, Scheme, params_from_range, params_from_tensor, quantize
@@ -119,9 +120,9 @@ def test_overflow_names_the_layer(calibrated) -> None:
     width = 2**31 // 127**2 + 1
     model = nn.Sequential(nn.Linear(width, 1, bias=False))
     nn.init.ones_(model[0].weight)
-    graph, params = calibrated(model, torch.ones(2, width))
+    net = calibrated(model, torch.ones(2, width))
     with pytest.raises(QuantizationError) as caught:
-        compile_reference(graph, params)(torch.ones(2, width))
+        compile_reference(net)(torch.ones(2, width))
     message = f"0: asked to accumulate in int32, but a sum reaches {width * 127**2}; use fewer bits"
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
@@ -139,13 +140,13 @@ def test_one_layer_by_hand(calibrated) -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.1, -2.0], [0.5, 0.26]]))
         model[0].bias.copy_(torch.tensor([10.0, 0.0]))
-    graph, params = calibrated(model, torch.randn(2, 2))
+    net = calibrated(model, torch.randn(2, 2))
     zero = torch.zeros(2, dtype=torch.int32)
     values = {
         "0.input": QParams(scale=torch.tensor(0.5), zero_point=zero[0], scheme=Scheme()),
         "0.weight": QParams(scale=torch.tensor([0.25, 0.125]), zero_point=zero, scheme=Scheme(axis=0)),
     }
-    engine = compile_reference(graph, Params(plan=params.plan, method="hand", values=values))
+    engine = compile_reference(Quantized(plan=net.plan, method="hand", values=values))
     # 1.3 → 3, −0.74 → −1; weights 4, −8 and 4, 2: sums 3·4 + 1·8 = 20 and 3·4 − 1·2 = 10
     assert engine(torch.tensor([[1.3, -0.74]])).tolist() == [[20 * 0.5 * 0.25 + 10, 10 * 0.5 * 0.125]]
 
@@ -205,10 +206,10 @@ def example_of_each(n: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_layer_agrees_with_the_simulation(scheme, every_layer) -> None:
     """To the rounding of float32 sums: 16 units in the last place of the largest output."""
-    params = recalibrated(every_layer, (example_of_each(4),), [*SCHEMES[scheme], Rule()])
-    x = [aligned(2 * x, params.values[f"layers.{i}.input"]) for i, x in enumerate(example_of_each(3))]
+    net = recalibrated(every_layer, (example_of_each(4),), [*SCHEMES[scheme], Rule()])
+    x = [aligned(2 * x, net.values[f"layers.{i}.input"]) for i, x in enumerate(example_of_each(3))]
     with torch.no_grad():
-        wanted, found = simulate(every_layer, params)(x), compile_reference(every_layer, params)(x)
+        wanted, found = simulate(net)(x), compile_reference(net)(x)
     for layer, want, have in zip(LAYERS, wanted, found, strict=True):
         assert have.dtype == torch.float32
         atol = 16 * 2**-23 * float(want.abs().max())
@@ -217,15 +218,15 @@ def test_every_layer_agrees_with_the_simulation(scheme, every_layer) -> None:
 
 def recalibrated(graph, data, rules, target="paper"):
     plan = make_plan(graph, rules, target=target)
-    return choose_params(graph, plan, observe(graph, plan, [data]), "max")
+    return choose_params(plan, observe(plan, [data]), "max")
 
 
 def test_padding_is_real_zero_wherever_zero_point_lies(calibrated) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, bias=False))
     nn.init.ones_(model[0].weight)
-    graph, params = calibrated(model, torch.full((2, 1, 2, 2), 5.0), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
-    values = {**params.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}
-    engine = compile_reference(graph, Params(plan=params.plan, method="hand", values=values))
+    net = calibrated(model, torch.full((2, 1, 2, 2), 5.0), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
+    values = {**net.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}
+    engine = compile_reference(Quantized(plan=net.plan, method="hand", values=values))
     torch.testing.assert_close(engine(torch.full((1, 1, 2, 2), 0.5)), torch.full((1, 1, 2, 2), 2.0), rtol=1e-6, atol=0)
 
 
@@ -236,11 +237,11 @@ def test_linear_in_blocks() -> None:
     graph = capture(model, torch.randn(4, 16))
     for block in (1, 4, 16):
         rules = [Rule(role="weight", scheme=Scheme(axis=1, block=block, bits=4)), Rule()]
-        params = recalibrated(graph, torch.randn(4, 16), rules)
-        assert params.values["0.weight"].scale.shape == (5, 16 // block)
-        x = aligned(torch.randn(3, 16), params.values["0.input"])
-        want = simulate(graph, params)(x).detach()
-        have = compile_reference(graph, params)(x)
+        net = recalibrated(graph, torch.randn(4, 16), rules)
+        assert net.values["0.weight"].scale.shape == (5, 16 // block)
+        x = aligned(torch.randn(3, 16), net.values["0.input"])
+        want = simulate(net)(x).detach()
+        have = compile_reference(net)(x)
         torch.testing.assert_close(have, want, rtol=0, atol=16 * 2**-23 * float(want.abs().max()))
 
 
@@ -250,9 +251,9 @@ def test_blocks_that_an_integer_sum_cannot_factor_out_raise(calibrated) -> None:
         (nn.Linear(4, 4), torch.randn(2, 4), 0, "execute a linear whose weight has blocks along axis 0"),
     ):
         rules = [Rule(role="weight", scheme=Scheme(axis=axis, block=2)), Rule()]
-        graph, params = calibrated(nn.Sequential(model), example, rules)
+        net = calibrated(nn.Sequential(model), example, rules)
         with pytest.raises(QuantizationError, match=f"^0: asked to {seen}"):
-            compile_reference(graph, params)(example)
+            compile_reference(net)(example)
 
 
 def test_products_agree_with_the_simulation(network, calibrated) -> None:
@@ -263,10 +264,10 @@ def test_products_agree_with_the_simulation(network, calibrated) -> None:
     w, v = torch.randint(-127, 128, (6, 6)) / 64, torch.randint(-127, 128, (6,)) / 64
     w[:, 0] = w[0] = v[0] = 127 / 64
     model = network(forward, w=nn.Parameter(w), v=nn.Parameter(v))
-    graph, params = calibrated(model, (torch.randn(3, 2, 4, 6), torch.randn(3, 2, 5, 6)))
-    x, y = (aligned(torch.randn(5, 2, n, 6), params.values[name]) for n, name in ((4, "matmul.lhs"), (5, "matmul.rhs")))
+    net = calibrated(model, (torch.randn(3, 2, 4, 6), torch.randn(3, 2, 5, 6)))
+    x, y = (aligned(torch.randn(5, 2, n, 6), net.values[name]) for n, name in ((4, "matmul.lhs"), (5, "matmul.rhs")))
     with torch.no_grad():
-        want, have = simulate(graph, params)(x, y), compile_reference(graph, params)(x, y)
+        want, have = simulate(net)(x, y), compile_reference(net)(x, y)
     assert list(have) == list(want)
     for name, tensor in want.items():
         torch.testing.assert_close(have[name], tensor, rtol=0, atol=16 * 2**-23 * float(tensor.abs().max()))
@@ -275,7 +276,7 @@ def test_products_agree_with_the_simulation(network, calibrated) -> None:
 def test_every_compute_heavy_operation_runs_on_integers(basic_block, calibrated, monkeypatch) -> None:
     """Integers reach a kernel for each of them: nothing quietly falls back to float."""
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), basic_block(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
-    graph, params = calibrated(model, torch.randn(2, 4, 6, 6), target="openvino")
+    net = calibrated(model, torch.randn(2, 4, 6, 6), target="openvino")
     kinds = []
 
     def counting(operation, lhs, rhs, *rest):
@@ -283,8 +284,8 @@ def test_every_compute_heavy_operation_runs_on_integers(basic_block, calibrated,
         return accumulate(operation, lhs, rhs, *rest)
 
     monkeypatch.setattr(reference, "accumulate", counting)
-    compile_reference(graph, params)(torch.randn(3, 4, 6, 6))
-    assert kinds == [(torch.int32, torch.int32)] * params.plan.coverage.quantized
+    compile_reference(net)(torch.randn(3, 4, 6, 6))
+    assert kinds == [(torch.int32, torch.int32)] * net.plan.coverage.quantized
     assert len(kinds) == 4
 
 
@@ -295,27 +296,26 @@ def test_integers_move_through_reshape_pool_pad_and_concat(network, calibrated) 
         return s.out(y.permute(0, 2, 3, 1).flatten(1))
 
     model = network(forward, out=nn.Linear(2 * 3 * 16, 4))
-    graph, params = calibrated(model, torch.randn(2, 3, 4, 4), target="openvino")
-    assert params.values["out.input"].scheme == UINT8
-    x = aligned(torch.randn(3, 3, 4, 4), params.values["out.input"])
-    want = simulate(graph, params)(x).detach()
-    torch.testing.assert_close(compile_reference(graph, params)(x), want, rtol=0, atol=2e-6 * float(want.abs().max()))
+    net = calibrated(model, torch.randn(2, 3, 4, 4), target="openvino")
+    assert net.values["out.input"].scheme == UINT8
+    x = aligned(torch.randn(3, 3, 4, 4), net.values["out.input"])
+    want = simulate(net)(x).detach()
+    torch.testing.assert_close(compile_reference(net)(x), want, rtol=0, atol=2e-6 * float(want.abs().max()))
 
 
 def test_deep_networks_agree_but_for_one_step_where_a_rescale_rounds_across_a_tie(calibrated) -> None:
     """Float32 rounding of the first rescale moves a value by at most 1e-5 steps of the next quantizer. So only values
     that near to a tie differ, each by one step, and the output by no more than those steps times the weights."""
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
-    graph, params = calibrated(model, torch.randn(8, 3, 12, 12))
+    net = calibrated(model, torch.randn(8, 3, 12, 12))
     tapped = nn.Sequential(*model[:2])
-    engine, simulation = compile_reference(graph, params), simulate(graph, params)
-    x = aligned(torch.randn(8, 3, 12, 12), params.values["0.input"])
-    first, second = params.values["2.input"], params.values["2.weight"]
-    inner_graph, inner = calibrated(tapped, x)
-    inner = Params(plan=inner.plan, method="", values={name: params.values[name] for name in inner.values})
+    engine, simulation = compile_reference(net), simulate(net)
+    x = aligned(torch.randn(8, 3, 12, 12), net.values["0.input"])
+    first, second = net.values["2.input"], net.values["2.weight"]
+    inner = calibrated(tapped, x)
+    inner = Quantized(plan=inner.plan, method="", values={name: net.values[name] for name in inner.values})
     hidden = [
-        quantize(run(x), first).int()
-        for run in (compile_reference(inner_graph, inner), lambda x: simulate(inner_graph, inner)(x).detach())
+        quantize(run(x), first).int() for run in (compile_reference(inner), lambda x: simulate(inner)(x).detach())
     ]
     moved = (hidden[0] - hidden[1]).abs()
     assert int(moved.max()) <= 1
@@ -333,13 +333,14 @@ def test_recurrent_layers_and_embeddings_read_dequantized_integers(network, cali
         gru=nn.GRU(10, 4, batch_first=True),
         head=nn.Linear(4, 2),
     )
-    graph, params = calibrated(model, torch.randint(0, 7, (2, 3)))
+    net = calibrated(model, torch.randint(0, 7, (2, 3)))
+    graph = net.graph
     kept = {operation(node).name for node in graph.module.graph.nodes if operation(node)}
     assert kept == {"embedding", "lstm", "gru", "linear"}
     ids = torch.randint(0, 7, (5, 3))
-    want = simulate(graph, params)(ids).detach()
-    step = float(params.values["head.input"].scale) * float(model.head.weight.detach().abs().sum(1).max())
-    have = compile_reference(graph, params)(ids)
+    want = simulate(net)(ids).detach()
+    step = float(net.values["head.input"].scale) * float(model.head.weight.detach().abs().sum(1).max())
+    have = compile_reference(net)(ids)
     assert float((have - want).abs().max()) <= step
     assert float((have - want).abs().median()) <= 1e-6
 
@@ -350,8 +351,9 @@ def test_residual_networks_agree(basic_block, calibrated) -> None:
     )
     for target in ("paper", "openvino"):
         x = torch.randn(16, 4, 8, 8)  # calibrated on the same: four other images clip these by up to 0.16 of their norm
-        graph, params = calibrated(model, x, target=target)
-        want, have, real = simulate(graph, params)(x), compile_reference(graph, params)(x), graph(x)
+        net = calibrated(model, x, target=target)
+        graph = net.graph
+        want, have, real = simulate(net)(x), compile_reference(net)(x), graph(x)
         agreement, error = (have - want).norm() / want.norm(), (want - real).norm() / real.norm()
         assert agreement < 0.2 * error
         assert error < 0.05  # 0.0004 to 0.013 in 82 draws
@@ -359,8 +361,9 @@ def test_residual_networks_agree(basic_block, calibrated) -> None:
 
 def test_transformers_agree(calibrated) -> None:
     x = torch.randn(8, 5, 16)
-    graph, params = calibrated(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), x)
-    want, have, real = simulate(graph, params)(x), compile_reference(graph, params)(x), graph(x)
+    net = calibrated(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), x)
+    graph = net.graph
+    want, have, real = simulate(net)(x), compile_reference(net)(x), graph(x)
     assert (have - want).norm() < 0.2 * (want - real).norm()
     assert (want - real).norm() < 0.05 * real.norm()  # up to 0.013 in 40 draws
 
@@ -374,18 +377,18 @@ def test_called_like_the_users_model(calibrated) -> None:
         def forward(self, x, y=None):
             return {"out": (self.a(x) + y, [self.a(y)])}
 
-    graph, params = calibrated(Model(), {"x": torch.randn(1, 4), "y": torch.randn(1, 4)})
-    engine = compile_reference(graph, params).eval()
+    net = calibrated(Model(), {"x": torch.randn(1, 4), "y": torch.randn(1, 4)})
+    engine = compile_reference(net).eval()
     result = engine(y=torch.randn(7, 4), x=torch.randn(7, 4))
     assert result["out"][0].shape == result["out"][1][0].shape == (7, 4)
     assert not result["out"][0].requires_grad
 
 
 def test_unbatched_inputs(calibrated) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Conv2d(4, 6, 3)), torch.randn(4, 5, 5), dynamic_axes=())
-    x = aligned(torch.randn(4, 5, 5), params.values["0.input"])
-    want = simulate(graph, params)(x).detach()
-    torch.testing.assert_close(compile_reference(graph, params)(x), want, rtol=0, atol=2e-6 * float(want.abs().max()))
+    net = calibrated(nn.Sequential(nn.Conv2d(4, 6, 3)), torch.randn(4, 5, 5), dynamic_axes=())
+    x = aligned(torch.randn(4, 5, 5), net.values["0.input"])
+    want = simulate(net)(x).detach()
+    torch.testing.assert_close(compile_reference(net)(x), want, rtol=0, atol=2e-6 * float(want.abs().max()))
 
 
 def test_dequantized_integers_are_the_quantized_values() -> None:

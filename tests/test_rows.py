@@ -14,10 +14,11 @@ from octavo.engines.onnx import export_onnx
 from octavo.engines.rows import with_rows_scaled
 from octavo.engines.tensorrt import violations
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params, choose_params, observe
-from octavo.network.graph import Graph, capture
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
 from octavo.network.partial import keep_float
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, by_rows, target_for
@@ -30,12 +31,10 @@ ROWS = Scheme(rows=True)
 ENGINES = [name for name in available() if name != "tensorrt"]
 
 
-def planned(
-    network: nn.Module, *inputs: Tensor, engine: str = "simulation", bits: int | None = None
-) -> tuple[Graph, Params]:
+def planned(network: nn.Module, *inputs: Tensor, engine: str = "simulation", bits: int | None = None) -> Quantized:
     graph = capture(network, inputs)
     plan = make_plan(graph, [Rule("*", bits=bits)] if bits else (EVERYTHING,), target=by_rows(target_for(engine)))
-    return graph, choose_params(graph, plan, observe(graph, plan, [inputs]))
+    return choose_params(plan, observe(plan, [inputs]))
 
 
 def nearness(wanted: Tensor, found: Tensor) -> float:
@@ -122,12 +121,12 @@ def test_a_product_with_itself_has_one_scale() -> None:
 
 
 def test_what_moves_rows_is_not_crossed_and_readers_alike_share() -> None:
-    _, params = planned(transformer(), torch.randn(2, 5, 32))
-    rows = {quantizer.name: len(quantizer.sites) for quantizer in params.plan.quantizers if quantizer.scheme.rows}
+    net = planned(transformer(), torch.randn(2, 5, 32))
+    rows = {quantizer.name: len(quantizer.sites) for quantizer in net.plan.quantizers if quantizer.scheme.rows}
     names = ["q.input", "matmul.lhs", "matmul.rhs", "matmul@1.lhs", "matmul@1.rhs", "o.input", "up.input", "down.input"]
     assert list(rows) == names
     assert rows["q.input"] == 3
-    assert not any(quantizer.name.startswith("add") for quantizer in params.plan.quantizers)
+    assert not any(quantizer.name.startswith("add") for quantizer in net.plan.quantizers)
 
 
 # ---- engines
@@ -167,9 +166,9 @@ NETWORKS = {
 def test_every_engine_computes_rows_as_the_simulation_does(name: str, engine: str) -> None:
     network, x = NETWORKS[name]()
     x[1] *= 100
-    graph, params = planned(network, x, engine=engine)
-    assert any(quantizer.scheme.rows for quantizer in params.plan.quantizers)
-    wanted, compiled = simulate(graph, params)(x).detach(), octavo.compile(graph, params, engine=engine)
+    net = planned(network, x, engine=engine)
+    assert any(quantizer.scheme.rows for quantizer in net.plan.quantizers)
+    wanted, compiled = simulate(net)(x).detach(), octavo.compile(net, engine=engine)
     assert nearness(wanted, compiled(x)) > 40
     assert nearness(network(x).detach(), wanted) > 25
     assert octavo.ran(compiled).in_float == ()
@@ -178,10 +177,10 @@ def test_every_engine_computes_rows_as_the_simulation_does(name: str, engine: st
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fewer_bits(engine: str) -> None:
     x = torch.randn(3, 9, 32)
-    graph, params = planned(transformer(), x, engine=engine, bits=4)
-    assert {quantizer.scheme.bits for quantizer in params.plan.quantizers} == {4}
+    net = planned(transformer(), x, engine=engine, bits=4)
+    assert {quantizer.scheme.bits for quantizer in net.plan.quantizers} == {4}
     # One value at a tie is the next of few integers in whatever follows.
-    assert nearness(simulate(graph, params)(x), octavo.compile(graph, params, engine=engine)(x)) > 25
+    assert nearness(simulate(net)(x), octavo.compile(net, engine=engine)(x)) > 25
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -191,22 +190,24 @@ def test_rows_of_some_layers_alone(engine: str) -> None:
     graph = capture(transformer(), (x,))
     rules = [Rule(role="lhs", operation="matmul", scheme=ROWS), Rule("up", role="input", scheme=ROWS), EVERYTHING]
     plan = make_plan(graph, rules, target=target_for(engine))
-    params = choose_params(graph, plan, observe(graph, plan, [x]))
-    assert nearness(simulate(graph, params)(x), octavo.compile(graph, params, engine=engine)(x)) > 40
+    net = choose_params(plan, observe(plan, [x]))
+    assert nearness(simulate(net)(x), octavo.compile(net, engine=engine)(x)) > 40
 
 
 def test_the_scales_around_products_leave_the_names_of_operations() -> None:
-    graph, params = planned(transformer(), torch.randn(2, 5, 32))
-    scaled, units = with_rows_scaled(graph, params)
+    net = planned(transformer(), torch.randn(2, 5, 32))
+    graph = net.graph
+    units = with_rows_scaled(net)
+    scaled = units.graph
     names = [node.name for node in graph.module.graph.nodes]
     assert set(names) <= {node.name for node in scaled.module.graph.nodes}
     assert names == [node.name for node in graph.module.graph.nodes]  # what was given stays as it is
     assert not any(quantizer.scheme.rows for quantizer in units.plan.quantizers)
     x = torch.randn(2, 5, 32)
-    assert nearness(simulate(graph, params)(x), simulate(scaled, units)(x)) > 60
+    assert nearness(simulate(net)(x), simulate(units)(x)) > 60
     static = make_plan(graph, target="paper")
-    unchanged = choose_params(graph, static, observe(graph, static, [x]))
-    assert with_rows_scaled(graph, unchanged) == (graph, unchanged)
+    unchanged = choose_params(static, observe(static, [x]))
+    assert with_rows_scaled(unchanged) == (graph, unchanged)
 
 
 # ---- what comes after calibration
@@ -215,45 +216,46 @@ def test_the_scales_around_products_leave_the_names_of_operations() -> None:
 @pytest.mark.parametrize(("ranges", "engine"), [("fixed", "reference"), ("learned", "openvino")])
 def test_rows_are_trained_and_stored(ranges: str, engine: str, tmp_path) -> None:
     x = torch.randn(4, 9, 32)
-    graph, params = planned(transformer(), x, engine=engine)
-    module = trainable(graph, params, ranges=ranges)  # type: ignore[arg-type]
+    net = planned(transformer(), x, engine=engine)
+    module = trainable(net, ranges=ranges)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-2)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     module(x).square().mean().backward()
     optimizer.step()
     assert any(not torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
-    graph, params = trained(graph, params, module)
-    octavo.save(graph, params, tmp_path / "network", engine=engine)
+    net = trained(net, module)
+    octavo.save(net, tmp_path / "network", engine=engine)
     loaded = octavo.load(tmp_path / "network")
-    assert nearness(simulate(graph, params)(x), loaded(x)) > 40
+    assert nearness(simulate(net)(x), loaded(x)) > 40
     assert octavo.ran(loaded).in_float == ()
 
 
 def test_layers_are_left_in_float_one_by_one() -> None:
     x = torch.randn(4, 9, 32)
-    graph, params = planned(transformer(), x)
-    part = keep_float(graph, params, ["up", "matmul"])
-    assert {quantizer.name for quantizer in params.plan.quantizers} - {q.name for q in part.plan.quantizers} == {
+    net = planned(transformer(), x)
+    graph = net.graph
+    part = keep_float(net, ["up", "matmul"])
+    assert {quantizer.name for quantizer in net.plan.quantizers} - {q.name for q in part.plan.quantizers} == {
         "up.input", "up.weight", "matmul.lhs", "matmul.rhs"
     }  # fmt: skip
-    assert nearness(graph.module(x), simulate(graph, part)(x)) > nearness(graph.module(x), simulate(graph, params)(x))
+    assert nearness(graph.module(x), simulate(part)(x)) > nearness(graph.module(x), simulate(net)(x))
 
 
 def test_tensorrt_reads_rows_as_arithmetic_around_a_product() -> None:
     x = torch.randn(4, 9, 32)
-    graph, params = planned(transformer(), x, engine="tensorrt")
-    assert violations(export_onnx(graph, params)) == []
+    net = planned(transformer(), x, engine="tensorrt")
+    assert violations(export_onnx(net)) == []
 
 
 @pytest.mark.parametrize("name", ["correct_bias", "refine_ranges", "learn_rounding", "equalize", "migrate"])
 def test_repairs_leave_rows_to_the_network(name: str) -> None:
     batches = [torch.randn(4, 9, 32) for _ in range(4)]
-    graph, params = planned(transformer(), batches[0])
-    repaired, found = octavo.repair(graph, params, batches, [name])
+    net = planned(transformer(), batches[0])
+    found = octavo.repair(net, batches, [name])
     rows = [found.values[quantizer.name] for quantizer in found.plan.quantizers if quantizer.scheme.rows]
     assert rows
     assert all(values.scale.shape == () and float(values.scale) == 1 for values in rows)
-    assert torch.isfinite(simulate(repaired, found)(batches[0])).all()
+    assert torch.isfinite(simulate(found)(batches[0])).all()
 
 
 def test_nan_and_infinity_are_found_in_calibration() -> None:
@@ -267,8 +269,8 @@ def test_nan_and_infinity_are_found_in_calibration() -> None:
 def test_sites_are_compared_in_steps_of_their_rows(engine: str) -> None:
     x = torch.randn(3, 9, 32)
     x[:, 1] *= 100
-    graph, params = planned(transformer(), x, engine=engine)
-    found = octavo.verify(simulate(graph, params), octavo.compile(graph, params, engine=engine), [x], sites=True)
+    net = planned(transformer(), x, engine=engine)
+    found = octavo.verify(simulate(net), octavo.compile(net, engine=engine), [x], sites=True)
     assert {site.name for site in found.sites} >= {"q.input", "matmul.rhs", "down.input"}
     assert all(site.most_steps <= 1 and site.differing < 0.02 for site in found.sites)
 
@@ -303,7 +305,7 @@ def test_tokens_a_hundred_times_larger_cost_nothing() -> None:
     found = {}
     for name, target in (("static", TARGETS["paper"]), ("rows", by_rows(TARGETS["paper"]))):
         plan = make_plan(graph, target=target)
-        params = choose_params(graph, plan, observe(graph, plan, [samples(256)[0]]))
-        found[name] = points(simulate(graph, params))
+        net = choose_params(plan, observe(plan, [samples(256)[0]]))
+        found[name] = points(simulate(net))
     assert points(network) - found["static"] > 5
     assert abs(points(network) - found["rows"]) < 0.1  # −0.04 to 0.04 with sixteen seeds

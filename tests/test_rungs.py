@@ -115,7 +115,7 @@ def test_rows_are_tried_before_layers_are_left_in_float(tmp_path) -> None:
     assert result.met
     assert result.best.rows
     assert result.kept_float == ()
-    assert any(quantizer.scheme.rows for quantizer in result.params.plan.quantizers)
+    assert any(quantizer.scheme.rows for quantizer in result.net.plan.quantizers)
     assert "scales of rows" in result.summary
     record = json.loads((tmp_path / "result.json").read_text())
     assert (record["rows"], [row["rows"] for row in record["trials"]].count(True)) == (True, 1)

@@ -90,19 +90,19 @@ def captured(request, basic_block):
     example = sample()
     graph = capture(model, example)
     plan = make_plan(graph, target="paper")
-    return graph, choose_params(graph, plan, observe(graph, plan, [example]), "max"), sample
+    return graph, choose_params(plan, observe(plan, [example]), "max"), sample
 
 
 @pytest.fixture
 def case(captured):
     """(graph, params, two fresh batches of different size)"""
-    graph, params, sample = captured
-    return graph, params, [sample(2), sample(7)]
+    graph, net, sample = captured
+    return graph, net, [sample(2), sample(7)]
 
 
 def separately(graph, params, batches, layer) -> float:
     """The mean noise of a simulation in which only `layer` is quantized, weighted by samples."""
-    sim = simulate(graph, quantize_only(graph, params, [layer]))
+    sim = simulate(quantize_only(params, [layer]))
     losses, samples = [], []
     for batch in batches:
         args, kwargs = network_inputs(graph, batch)
@@ -113,22 +113,22 @@ def separately(graph, params, batches, layer) -> float:
 
 
 def test_exact_is_what_separate_simulations_lose(case) -> None:
-    graph, params, batches = case
-    found = {row.layer: row.loss for row in exact(graph, params, batches)}
-    assert set(found) == set(layers(graph, params.plan))
+    graph, net, batches = case
+    found = {row.layer: row.loss for row in exact(net, batches)}
+    assert set(found) == set(layers(net.plan))
     for layer, loss in found.items():
         assert loss > 0
-        assert loss == pytest.approx(separately(graph, params, batches, layer), rel=1e-3)
+        assert loss == pytest.approx(separately(graph, net, batches, layer), rel=1e-3)
 
 
 def test_keeping_all_but_one_in_float_is_quantizing_only_that(case) -> None:
-    graph, params, batches = case
-    order = layers(graph, params.plan)
+    graph, net, batches = case
+    order = layers(net.plan)
     for layer in order:
-        only = quantize_only(graph, params, [layer])
-        rest = keep_float(graph, params, [other for other in order if other != layer])
+        only = quantize_only(net, [layer])
+        rest = keep_float(net, [other for other in order if other != layer])
         args, kwargs = network_inputs(graph, batches[0])
-        left, right = ([*torch.utils._pytree.tree_leaves(simulate(graph, p)(*args, **kwargs))] for p in (only, rest))
+        left, right = ([*torch.utils._pytree.tree_leaves(simulate(p)(*args, **kwargs))] for p in (only, rest))
         assert all(map(torch.equal, left, right))
         assert only.plan == rest.plan
 
@@ -140,15 +140,15 @@ def test_the_most_sensitive_comes_first(case) -> None:
 
 
 def test_the_users_graph_and_parameters_stay_as_they_are(case) -> None:
-    graph, params, batches = case
+    graph, net, batches = case
     graph.module.requires_grad_(True)
     before, code = copy.deepcopy(graph.module.state_dict()), graph.module.code
-    scales = {name: qparams.scale.clone() for name, qparams in params.values.items()}
+    scales = {name: qparams.scale.clone() for name, qparams in net.values.items()}
     inputs = [leaf for leaf in torch.utils._pytree.tree_leaves(batches) if leaf.is_floating_point()]
     for leaf in inputs:
         leaf.requires_grad_()
-    exact(graph, params, batches)
-    fast(graph, params, batches, probes=2)
+    exact(net, batches)
+    fast(net, batches, probes=2)
     assert graph.module.code == code
     for name, parameter in graph.module.named_parameters():
         assert parameter.grad is None, name
@@ -156,20 +156,20 @@ def test_the_users_graph_and_parameters_stay_as_they_are(case) -> None:
         assert not parameter._backward_hooks, name
         assert torch.equal(parameter, before[name]), name
     assert all(leaf.grad is None and not leaf._backward_hooks for leaf in inputs)
-    assert all(torch.equal(params.values[name].scale, scale) for name, scale in scales.items())
+    assert all(torch.equal(net.values[name].scale, scale) for name, scale in scales.items())
 
 
 def test_ties_come_in_data_flow_order(case) -> None:
-    graph, params, batches = case
-    rows = exact(graph, params, batches, loss=lambda reference, output, batch: 1.0)
-    assert tuple(row.layer for row in rows) == layers(graph, params.plan)
+    _, net, batches = case
+    rows = exact(net, batches, loss=lambda reference, output, batch: 1.0)
+    assert tuple(row.layer for row in rows) == layers(net.plan)
 
 
 def test_only_what_follows_a_layer_is_recomputed(calibrated, monkeypatch) -> None:
-    graph, params = calibrated(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), torch.randn(5, 4))
+    net = calibrated(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), torch.randn(5, 4))
     counted, real = [], stepwise.call
     monkeypatch.setattr(stepwise, "call", lambda node, values: (counted.append(node), real(node, values))[1])
-    exact(graph, params, [torch.randn(5, 4)])
+    exact(net, [torch.randn(5, 4)])
     own, followers, output = 4, 3 + 2 + 1, 4
     assert len(counted) == own + followers + output
 
@@ -179,34 +179,34 @@ def test_nothing_is_recomputed_behind_a_layer_that_rounding_does_not_change(cali
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[127.0, 1.0], [-3.0, 127.0]]))
     x = torch.tensor([[127.0, 5.0], [-17.0, 0.0]])
-    graph, params = calibrated(model, x)
+    net = calibrated(model, x)
     counted, real = [], stepwise.call
     monkeypatch.setattr(stepwise, "call", lambda node, values: (counted.append(node), real(node, values))[1])
-    found = {row.layer: row.loss for row in exact(graph, params, [x])}
+    found = {row.layer: row.loss for row in exact(net, [x])}
     assert found["0"] == 0
     assert len(counted) == 1 + 2  # layer 0; layer 1 and the output
 
 
 def test_a_loss_may_use_labels(calibrated) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(9, 4))
     batches = [(torch.randn(n, 4), torch.randint(3, (n,))) for n in (5, 2)]
 
     def cross_entropy(reference, output, batch):
         assert reference.shape == output.shape
         return F.cross_entropy(output, batch[1]).item()
 
-    found = {row.layer: row.loss for row in exact(graph, params, batches, loss=cross_entropy)}
+    found = {row.layer: row.loss for row in exact(net, batches, loss=cross_entropy)}
     for layer, loss in found.items():
-        sim = simulate(graph, quantize_only(graph, params, [layer]))
+        sim = simulate(quantize_only(net, [layer]))
         outputs, labels = torch.cat([sim(x) for x, _ in batches]), torch.cat([y for _, y in batches])
         assert loss == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
-    assert {row.layer for row in fast(graph, params, batches)} == set(found)
+    assert {row.layer for row in fast(net, batches)} == set(found)
 
 
 def test_batches_may_be_an_iterator(calibrated, capsys) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
     batches = [torch.randn(3, 4), torch.randn(2, 4)]
-    (listed,), (iterated,) = exact(graph, params, batches), exact(graph, params, iter(batches), progress=True)
+    (listed,), (iterated,) = exact(net, batches), exact(net, iter(batches), progress=True)
     assert listed.loss == iterated.loss
     assert "sensitivity" in capsys.readouterr().out
 
@@ -216,9 +216,9 @@ def test_fast_converges_to_exact_where_the_network_is_linear(calibrated, dynamic
     rules = [Rule("0", bits=3), Rule("2", bits=5), EVERYTHING]
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
     x = torch.randn(200, 6)
-    graph, params = calibrated(model, x, rules, dynamic_axes=dynamic_axes)
+    net = calibrated(model, x, rules, dynamic_axes=dynamic_axes)
     probes = 100 if dynamic_axes else 2000
-    wanted, found = exact(graph, params, [x]), fast(graph, params, [x], probes=probes)
+    wanted, found = exact(net, [x]), fast(net, [x], probes=probes)
     wanted, found = ({row.layer: row.loss for row in rows} for rows in (wanted, found))
     # standard errors: √(2 / (200 · 100)) = 1 % and √(2 / 2000) = 3.2 %, more where few samples make up the sum
     for layer, loss in wanted.items():
@@ -227,23 +227,23 @@ def test_fast_converges_to_exact_where_the_network_is_linear(calibrated, dynamic
 
 def test_fast_takes_all_outputs_of_a_recurrent_layer(calibrated) -> None:
     batch = torch.randn(100, 6, 4)
-    graph, params = calibrated(Recurrent(), batch)
-    last = layers(graph, params.plan)[-2]  # behind the second layer everything is linear
-    wanted, found = exact(graph, params, [batch]), fast(graph, params, [batch], probes=100)
+    net = calibrated(Recurrent(), batch)
+    last = layers(net.plan)[-2]  # behind the second layer everything is linear
+    wanted, found = exact(net, [batch]), fast(net, [batch], probes=100)
     wanted, found = ({row.layer: row.loss for row in rows}[last] for rows in (wanted, found))
     assert found == pytest.approx(wanted, rel=0.15)
 
 
 def test_fast_is_unbiased_over_seeds(calibrated) -> None:
     x = torch.randn(50, 6)
-    graph, params = calibrated(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), x)
-    runs = [fast(graph, params, [x[:20], x[20:]], seed=seed) for seed in range(100)]
-    wanted = {row.layer: row.loss for row in exact(graph, params, [x[:20], x[20:]])}
+    net = calibrated(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), x)
+    runs = [fast(net, [x[:20], x[20:]], seed=seed) for seed in range(100)]
+    wanted = {row.layer: row.loss for row in exact(net, [x[:20], x[20:]])}
     for layer, loss in wanted.items():
         found = [row.loss for rows in runs for row in rows if row.layer == layer]
         assert len(set(found)) == len(runs)
         assert sum(found) / len(found) == pytest.approx(loss, rel=0.2)
-    assert [row.loss for row in runs[0]] == [row.loss for row in fast(graph, params, [x[:20], x[20:]])]
+    assert [row.loss for row in runs[0]] == [row.loss for row in fast(net, [x[:20], x[20:]])]
 
 
 def deep(bits):
@@ -259,15 +259,15 @@ def deep(bits):
 def test_fast_finds_the_layer_with_two_bits(calibrated, place) -> None:
     model, rules = deep([2 if i == place else 8 for i in range(6)])
     x = torch.randn(16, 6, 8, 8)
-    graph, params = calibrated(model, x, rules)
-    assert fast(graph, params, [x])[0].layer == exact(graph, params, [x])[0].layer == str(2 * place)
+    net = calibrated(model, x, rules)
+    assert fast(net, [x])[0].layer == exact(net, [x])[0].layer == str(2 * place)
 
 
 def test_fast_ranks_layers_like_exact(calibrated) -> None:
     model, rules = deep([4, 8, 3, 6, 5, 7, 2, 8, 4, 6])
     x = torch.randn(16, 6, 8, 8)
-    graph, params = calibrated(model, x, rules)
-    assert rank_correlation(fast(graph, params, [x]), exact(graph, params, [x])) > 0.85
+    net = calibrated(model, x, rules)
+    assert rank_correlation(fast(net, [x]), exact(net, [x])) > 0.85
 
 
 def test_a_layer_without_gradient_has_no_loss_in_fast(network, calibrated) -> None:
@@ -275,8 +275,8 @@ def test_a_layer_without_gradient_has_no_loss_in_fast(network, calibrated) -> No
         return self.head(x), self.cut(x).argmax(dim=1)
 
     x = torch.randn(9, 4)
-    graph, params = calibrated(network(forward, head=nn.Linear(4, 3), cut=nn.Linear(4, 3)), x)
-    found = {row.layer: row.loss for row in fast(graph, params, [x])}
+    net = calibrated(network(forward, head=nn.Linear(4, 3), cut=nn.Linear(4, 3)), x)
+    found = {row.layer: row.loss for row in fast(net, [x])}
     assert found["cut"] == 0
     assert found["head"] > 0
 
@@ -284,8 +284,8 @@ def test_a_layer_without_gradient_has_no_loss_in_fast(network, calibrated) -> No
 @pytest.mark.parametrize("measure", [exact, fast])
 def test_one_layer(calibrated, measure) -> None:
     x = torch.randn(9, 4)
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3)), x)
-    (row,) = measure(graph, params, [x])
+    net = calibrated(nn.Sequential(nn.Linear(4, 3)), x)
+    (row,) = measure(net, [x])
     assert row.layer == "0"
     assert 0 < row.loss < 0.01
 
@@ -294,37 +294,37 @@ def test_one_layer(calibrated, measure) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_zeros_lose_nothing(calibrated, measure, bias) -> None:
     model = nn.Sequential(nn.Conv2d(4, 3, 3, bias=bias))
-    graph, params = calibrated(model, images())
-    assert [row.loss for row in measure(graph, params, [torch.zeros(3, 4, 6, 6)])] == [0.0]
+    net = calibrated(model, images())
+    assert [row.loss for row in measure(net, [torch.zeros(3, 4, 6, 6)])] == [0.0]
 
 
 @pytest.mark.parametrize("measure", [exact, fast])
 def test_an_error_where_the_signal_is_zero_is_infinite(network, calibrated, measure) -> None:
     model = network(lambda self, x: self.one(x) - self.two(x), one=nn.Linear(4, 3), two=nn.Linear(4, 3))
     model.two.load_state_dict(model.one.state_dict())
-    graph, params = calibrated(model, torch.randn(9, 4))
-    assert [row.loss for row in measure(graph, params, [torch.randn(9, 4)])] == [math.inf] * 2
+    net = calibrated(model, torch.randn(9, 4))
+    assert [row.loss for row in measure(net, [torch.randn(9, 4)])] == [math.inf] * 2
 
 
 @pytest.mark.parametrize("measure", [exact, fast])
 def test_no_batches_raise(calibrated, measure) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
     with pytest.raises(QuantizationError, match="sensitivity of every layer, but there are no batches; give at least"):
-        measure(graph, params, [])
+        measure(net, [])
 
 
 @pytest.mark.parametrize("measure", [exact, fast])
 def test_nan_raises_and_names_the_layer(calibrated, measure) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), torch.randn(9, 4))
     with pytest.raises(QuantizationError, match=r"^0: asked to measure .* NaN"):
-        measure(graph, params, [torch.full((2, 4), math.nan)])
+        measure(net, [torch.full((2, 4), math.nan)])
 
 
 def test_a_loss_that_is_nan_raises_and_names_the_layer(calibrated) -> None:
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), torch.randn(9, 4))
     losses = iter([1.0, math.nan])
     with pytest.raises(QuantizationError) as caught:
-        exact(graph, params, [torch.randn(2, 4)], loss=lambda *_: next(losses))
+        exact(net, [torch.randn(2, 4)], loss=lambda *_: next(losses))
     assert str(caught.value) == (
         "1: asked to measure what quantizing this layer alone loses, but the loss is NaN; look for NaN in the inputs, "
         "and for a division by zero in the network or the loss."
@@ -333,10 +333,10 @@ def test_a_loss_that_is_nan_raises_and_names_the_layer(calibrated) -> None:
 
 @pytest.mark.parametrize("measure", [exact, fast])
 def test_a_plan_of_another_graph_raises(calibrated, measure) -> None:
-    graph, _ = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
-    _, params = calibrated(nn.Sequential(nn.Conv2d(4, 3, 1)), images())
+    _ = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(9, 4))
+    net = calibrated(nn.Sequential(nn.Conv2d(4, 3, 1)), images())
     with pytest.raises(QuantizationError, match="the plan was made for another one"):
-        measure(graph, params, [torch.randn(2, 4)])
+        measure(net, [torch.randn(2, 4)])
 
 
 def test_rounding_behind_moved_values_is_rounding_before_them(network, calibrated) -> None:
@@ -349,12 +349,13 @@ def test_rounding_behind_moved_values_is_rounding_before_them(network, calibrate
 
     convs = {"one": nn.Conv2d(4, 2, 1), "two": nn.Conv2d(4, 2, 1), "head": nn.Conv2d(4, 2, 3)}
     affine = Scheme(signed=False, symmetric=False)
-    graph, params = calibrated(network(forward, **convs), images(), [Rule(role="input", scheme=affine), EVERYTHING])
-    (shared,) = [q for q in params.plan.quantizers if q.name == "head.input"]
+    net = calibrated(network(forward, **convs), images(), [Rule(role="input", scheme=affine), EVERYTHING])
+    graph = net.graph
+    (shared,) = [q for q in net.plan.quantizers if q.name == "head.input"]
     assert len(shared.edges) == 2
     batch = images(5)
-    for row in exact(graph, params, [batch]):
-        assert row.loss == pytest.approx(separately(graph, params, [batch], row.layer), rel=1e-5)
+    for row in exact(net, [batch]):
+        assert row.loss == pytest.approx(separately(graph, net, [batch], row.layer), rel=1e-5)
 
 
 def row(layer, loss) -> Sensitivity:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import FakeQuantize, simulate
 from octavo.numerics import AFFINE_UINT8, INT8, QParams, Scheme, params_from_range
@@ -27,7 +28,7 @@ def by_hand():
     zero = torch.zeros(2, dtype=torch.int32)
     weight = QParams(scale=torch.tensor([0.25, 0.125]), zero_point=zero, scheme=Scheme(axis=0))
     activation = QParams(scale=torch.tensor(0.5), zero_point=zero[0], scheme=INT8)
-    return graph, Params(plan=plan, method="hand", values={"0.input": activation, "0.weight": weight})
+    return Quantized(plan=plan, method="hand", values={"0.input": activation, "0.weight": weight})
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,11 @@ def captured_block(basic_block):
 @pytest.fixture
 def block(captured_block):
     plan = make_plan(captured_block, target="paper")
-    return captured_block, choose_params(captured_block, plan, observe(captured_block, plan, [torch.randn(2, 4, 6, 6)]))
+    return choose_params(plan, observe(plan, [torch.randn(2, 4, 6, 6)]))
 
 
 def test_one_layer_by_hand(by_hand) -> None:
-    sim = simulate(*by_hand)
+    sim = simulate(by_hand)
     # x: 1.3 → 3·0.5, −0.74 → −1·0.5, 100 → 127·0.5 and −100 → −127·0.5 (clipped), 0.25 → 0 (tie to even)
     # w: 1.1 → 4·0.25, −2 → −8·0.25, 0.5 → 4·0.125, 0.26 → 2·0.125; bias as it is
     x = torch.tensor([[1.3, -0.74], [100.0, -100.0], [0.25, 0.0]])
@@ -52,7 +53,7 @@ def test_one_layer_by_hand(by_hand) -> None:
 
 
 def test_the_gradient_passes_straight_through_inside_the_range_and_is_zero_outside(by_hand) -> None:
-    sim = simulate(*by_hand)
+    sim = simulate(by_hand)
     x = torch.tensor([[1.3, 100.0], [-70.0, -0.74]], requires_grad=True)
     upstream = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     sim(x).backward(upstream)
@@ -65,10 +66,11 @@ def test_the_gradient_passes_straight_through_inside_the_range_and_is_zero_outsi
 
 
 def test_a_weight_beyond_its_range_gets_no_gradient(by_hand) -> None:
-    graph, params = by_hand
+    net = by_hand
+    graph = net.graph
     with torch.no_grad():
         graph.module.get_submodule("0").weight[0, 0] = 1000.0
-    sim = simulate(graph, params)
+    sim = simulate(net)
     sim(torch.ones(3, 2)).sum().backward()
     gradient = sim.get_submodule("0").weight.grad
     assert gradient[0, 0] == 0
@@ -76,7 +78,7 @@ def test_a_weight_beyond_its_range_gets_no_gradient(by_hand) -> None:
 
 
 def test_parameters_keep_the_users_names_and_the_ranges_are_buffers(block) -> None:
-    sim = simulate(*block)
+    sim = simulate(block)
     assert {name for name, _ in sim.named_parameters()} == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
     buffers = {name for name, _ in sim.named_buffers()}
     assert "quantizers.0_conv1_input.scale" in buffers
@@ -84,10 +86,10 @@ def test_parameters_keep_the_users_names_and_the_ranges_are_buffers(block) -> No
 
 
 def test_training_the_simulation_leaves_the_graph_alone(block) -> None:
-    graph, params = block
+    params, graph = block, block.graph
     before = copy.deepcopy(dict(graph.module.state_dict()))
     ranges = {name: value.scale.clone() for name, value in params.values.items()}
-    sim = simulate(graph, params).train()
+    sim = simulate(params).train()
     optimizer = torch.optim.SGD(sim.parameters(), lr=0.1)
     x = torch.randn(2, 4, 6, 6)
     losses = []
@@ -106,8 +108,8 @@ def test_training_the_simulation_leaves_the_graph_alone(block) -> None:
 
 
 def test_state_dict_round_trip(block) -> None:
-    graph, params = block
-    trained, fresh = simulate(graph, params), simulate(graph, params)
+    net = block
+    trained, fresh = simulate(net), simulate(net)
     with torch.no_grad():
         for tensor in trained.state_dict().values():
             if tensor.is_floating_point():
@@ -119,15 +121,15 @@ def test_state_dict_round_trip(block) -> None:
 
 
 def test_train_and_eval_may_be_called(block) -> None:
-    graph, params = block
-    sim, x = simulate(graph, params), torch.randn(2, 4, 6, 6)
+    params, graph = block, block.graph
+    sim, x = simulate(params), torch.randn(2, 4, 6, 6)
     assert torch.equal(sim.train()(x), sim.eval()(x))
     graph.module.eval()
 
 
 def test_every_reader_of_a_tensor_reads_one_quantized_value(network, calibrated) -> None:
     model = network(lambda s, x: (lambda y: (s.a(y), s.b(y)))(x.relu()), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
-    sim = simulate(*calibrated(model, torch.randn(2, 4)))
+    sim = simulate(calibrated(model, torch.randn(2, 4)))
     calls = [node for node in sim.graph.nodes if node.op == "call_module"]
     readers = {str(node.target): len(node.users) for node in calls}
     assert readers == {"quantizers.0_a_input": 2, "quantizers.1_a_weight": 1, "quantizers.2_b_weight": 1}
@@ -135,7 +137,7 @@ def test_every_reader_of_a_tensor_reads_one_quantized_value(network, calibrated)
 
 def test_a_float_reader_beside_a_quantized_one_reads_float(network, calibrated) -> None:
     model = network(lambda s, x: (s.a(x), x * 1), a=nn.Linear(4, 4))
-    sim = simulate(*calibrated(model, torch.randn(2, 4)))
+    sim = simulate(calibrated(model, torch.randn(2, 4)))
     x = torch.randn(3, 4)
     assert torch.equal(sim(x)[1], x)
 
@@ -149,16 +151,16 @@ def test_dynamic_batch_and_the_users_way_of_calling(calibrated) -> None:
         def forward(self, x, y):
             return {"out": self.a(x) + y}
 
-    sim = simulate(*calibrated(Keywords(), {"x": torch.randn(1, 4), "y": torch.randn(1, 4)}))
+    sim = simulate(calibrated(Keywords(), {"x": torch.randn(1, 4), "y": torch.randn(1, 4)}))
     for n in (1, 2, 7):
         assert sim(x=torch.randn(n, 4), y=torch.randn(n, 4))["out"].shape == (n, 4)
 
 
 def test_skipped_layers_are_exact(calibrated) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
-    graph, params = calibrated(model, torch.randn(2, 4), [Rule("0", skip=True), Rule("1", role="weight")])
-    sim, x = simulate(graph, params), torch.randn(3, 4)
-    quantize = FakeQuantize(params.values["1.weight"])
+    net = calibrated(model, torch.randn(2, 4), [Rule("0", skip=True), Rule("1", role="weight")])
+    sim, x = simulate(net), torch.randn(3, 4)
+    quantize = FakeQuantize(net.values["1.weight"])
     assert torch.equal(sim(x), nn.functional.linear(model[0](x), quantize(model[1].weight), model[1].bias))
 
 
@@ -167,8 +169,8 @@ def test_error_shrinks_with_bits_as_the_step_does(bits, calibrated) -> None:
     """Signal to quantization noise of a sum of many products: about 6 dB a bit; within 4 dB of the formula."""
     model, x = nn.Sequential(nn.Linear(256, 64, bias=False)).eval(), torch.rand(64, 256) * 2 - 1
     nn.init.uniform_(model[0].weight, -1, 1)
-    graph, params = calibrated(model, x, [Rule(role="input", bits=bits), Rule(skip=True)])
-    noise = simulate(graph, params)(x) - model(x)
+    net = calibrated(model, x, [Rule(role="input", bits=bits), Rule(skip=True)])
+    noise = simulate(net)(x) - model(x)
     sqnr = 10 * torch.log10(model(x).square().mean() / noise.square().mean()).item()
     levels = 2 ** (bits - 1) - 1
     assert sqnr == pytest.approx(10 * torch.log10(torch.tensor(4.0 * levels**2)).item(), abs=1.0)
@@ -177,9 +179,9 @@ def test_error_shrinks_with_bits_as_the_step_does(bits, calibrated) -> None:
 def test_affine_activations(calibrated) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)).eval()
     nn.init.ones_(model[0].weight)
-    graph, params = calibrated(model, torch.randn(2, 1, 1, 7), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
-    values = {**params.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}  # steps of 0.01, zero is 100
-    sim = simulate(graph, Params(plan=params.plan, method="hand", values=values))
+    net = calibrated(model, torch.randn(2, 1, 1, 7), [Rule(role="input", scheme=AFFINE_UINT8), Rule()])
+    values = {**net.values, "0.input": params_from_range(-1.0, 1.55, AFFINE_UINT8)}  # steps of 0.01, zero is 100
+    sim = simulate(Quantized(plan=net.plan, method="hand", values=values))
     x = torch.tensor([-2.0, -1.0, -0.004, 0.0, 0.014, 1.0, 9.0]).reshape(1, 1, 1, 7)
     expected = torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.01, 1.0, 1.55])
     torch.testing.assert_close(sim(x).flatten(), expected, rtol=1e-6, atol=1e-7)
@@ -187,7 +189,7 @@ def test_affine_activations(calibrated) -> None:
 
 def test_the_simulation_runs_without_gradients(block) -> None:
     with torch.inference_mode():
-        assert torch.isfinite(simulate(*block)(torch.randn(3, 4, 6, 6))).all()
+        assert torch.isfinite(simulate(block)(torch.randn(3, 4, 6, 6))).all()
 
 
 NAMED = {
@@ -206,9 +208,10 @@ def test_anything_of_the_users_may_be_called_quantizers(kind, network, calibrate
         return self.head(x)
 
     model = network(forward, quantizers=NAMED[kind](), head=nn.Linear(8, 3)).eval()
-    graph, params = calibrated(model, x := torch.randn(5, 8))
-    simulation = simulate(graph, params)
+    net = calibrated(model, x := torch.randn(5, 8))
+    graph = net.graph
+    simulation = simulate(net)
     assert octavo.sqnr_db(model(x), simulation(x)) > 20
     assert set(graph.module.state_dict()) <= set(simulation.state_dict())
-    again = octavo.trained(graph, params, octavo.trainable(graph, params))
-    assert octavo.sqnr_db(simulation(x), simulate(*again)(x)) > 60
+    again = octavo.trained(net, octavo.trainable(net))
+    assert octavo.sqnr_db(simulation(x), simulate(again)(x)) > 60

@@ -18,14 +18,14 @@ from test_onnxruntime import CASES
 @pytest.mark.parametrize("name", CASES)
 def test_plans_for_tensorrt_keep_every_rule(name, calibrated):
     build, inputs, axes = CASES[name]
-    graph, params = calibrated(build().eval(), inputs(2), target="tensorrt", dynamic_axes=axes)
-    assert violations(export_onnx(graph, params)) == []
+    net = calibrated(build().eval(), inputs(2), target="tensorrt", dynamic_axes=axes)
+    assert violations(export_onnx(net)) == []
 
 
 @pytest.mark.parametrize("downsample", [False, True])
 def test_residual_blocks_keep_every_rule(downsample, calibrated, basic_block, tmp_path):
-    graph, params = calibrated(basic_block(downsample=downsample).eval(), torch.randn(2, 4, 8, 8), target="tensorrt")
-    octavo.export(graph, params, tmp_path / "net.onnx")
+    net = calibrated(basic_block(downsample=downsample).eval(), torch.randn(2, 4, 8, 8), target="tensorrt")
+    octavo.export(net, tmp_path / "net.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"))
 
 
@@ -34,8 +34,8 @@ def test_other_targets_and_schemes_break_rules(calibrated, basic_block, tmp_path
 
     def broken(target="tensorrt", **rule):
         rules = [octavo.Rule(role="input", scheme=Scheme(**rule)), octavo.Rule()] if rule else [octavo.Rule()]
-        graph, params = calibrated(basic_block().eval(), x, rules, target)
-        return {violation.rule for violation in violations(export_onnx(graph, params))}
+        net = calibrated(basic_block().eval(), x, rules, target)
+        return {violation.rule for violation in violations(export_onnx(net))}
 
     assert broken("openvino") == {"integers are int8", "zero-points are 0"}
     assert broken(octavo.Target(name="both", zero_points=False, residual="both")) == {
@@ -43,9 +43,9 @@ def test_other_targets_and_schemes_break_rules(calibrated, basic_block, tmp_path
     }
     assert broken(signed=False, symmetric=False) == {"integers are int8", "zero-points are 0"}
     unsigned = octavo.Target(name="tensorrt", activation=Scheme(signed=False, symmetric=False))
-    graph, params = calibrated(basic_block().eval(), x, target=unsigned)
+    net = calibrated(basic_block().eval(), x, target=unsigned)
     with pytest.raises(QuantizationError, match=r"asked to write a model for TensorRT, but its"):
-        octavo.export(graph, params, tmp_path / "net.onnx")
+        octavo.export(net, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -97,8 +97,8 @@ def test_every_rule_is_seen_to_be_broken():
 def test_layers_left_in_float_are_float_in_the_file(calibrated):
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     rules = [octavo.Rule("2", skip=True), octavo.Rule()]
-    graph, params = calibrated(model, torch.randn(3, 8), rules, "tensorrt")
-    exported = export_onnx(graph, params)
+    net = calibrated(model, torch.randn(3, 8), rules, "tensorrt")
+    exported = export_onnx(net)
     assert violations(exported) == []
     stored = {
         tensor.name: tensor.data_type for tensor in exported.graph.initializer if list(tensor.dims) in ([8, 8], [4, 8])
@@ -121,11 +121,11 @@ def test_axes_beyond_the_batch_are_dynamic_in_the_file(model, axes, captured, ot
     runtime = pytest.importorskip("onnxruntime")
     from octavo.engines.onnxruntime import INVALID  # noqa: PLC0415
 
-    graph, params = calibrated(model.eval(), torch.randn(captured), target=runs_here("tensorrt"), dynamic_axes=axes)
-    octavo.export(graph, params, tmp_path / "net.onnx")
+    net = calibrated(model.eval(), torch.randn(captured), target=runs_here("tensorrt"), dynamic_axes=axes)
+    octavo.export(net, tmp_path / "net.onnx")
     session = runtime.InferenceSession(tmp_path / "net.onnx", disabled_optimizers=INVALID)
     x = torch.randn(other)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
-        wanted = octavo.simulate(graph, params)(x)
+        wanted = octavo.simulate(net)(x)
     assert octavo.sqnr_db(wanted, torch.from_numpy(found)) > 25

@@ -56,9 +56,9 @@ def test_what_cannot_be_compared(b, inputs, says):
 
 
 def test_sites_need_models_that_octavo_made(calibrated):
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
     with pytest.raises(QuantizationError, match="a Sequential that rounds nowhere, or that Octavo did not make"):
-        octavo.verify(nn.Sequential(nn.Linear(4, 3)), octavo.simulate(graph, params), [torch.randn(2, 4)], sites=True)
+        octavo.verify(nn.Sequential(nn.Linear(4, 3)), octavo.simulate(net), [torch.randn(2, 4)], sites=True)
 
 
 class Block(nn.Module):
@@ -74,13 +74,14 @@ class Block(nn.Module):
 @pytest.mark.parametrize("engine", available())
 def test_every_site_of_every_engine_is_compared(engine, calibrated):
     target = {"inductor": "onednn", "onnxruntime": "tensorrt", "reference": "paper"}.get(engine, engine)
-    graph, params = calibrated(Block().eval(), torch.randn(2, 6, 32), target=runs_here(target))
-    simulated, network = octavo.simulate(graph, params), octavo.compile(graph, params, engine=engine)
+    net = calibrated(Block().eval(), torch.randn(2, 6, 32), target=runs_here(target))
+    graph = net.graph
+    simulated, network = octavo.simulate(net), octavo.compile(net, engine=engine)
     batches = [torch.randn(3, 6, 32), torch.randn(1, 6, 32)]
     found = octavo.verify(simulated, network, batches, sites=True)
-    assert [site.name for site in found.sites] == [q.name for q in params.plan.quantizers if not q.constant]
+    assert [site.name for site in found.sites] == [q.name for q in net.plan.quantizers if not q.constant]
     first = found.sites[0]  # the input itself: equal, but within 5 · 10⁻⁵ steps of a tie (docs/engines.md)
-    steps = torch.cat([batch.flatten() for batch in batches]).double() / params.values[first.name].scale.double()
+    steps = torch.cat([batch.flatten() for batch in batches]).double() / net.values[first.name].scale.double()
     assert first.differing <= float(((steps - steps.floor() - 0.5).abs() < 5e-5).double().mean())
     assert first.most_steps <= 1
     assert max(site.most_steps for site in found.sites) <= 3
@@ -91,31 +92,32 @@ def test_every_site_of_every_engine_is_compared(engine, calibrated):
 def test_a_wrong_scale_is_seen_where_it_is(calibrated):
     """One engine computes the second layer with twice the scale: its input is the first site that differs."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-    graph, params = calibrated(model, torch.randn(16, 8))
-    network = octavo.compile(graph, params, engine="reference")
+    net = calibrated(model, torch.randn(16, 8))
+    network = octavo.compile(net, engine="reference")
     x = torch.randn(16, 8)
-    found = octavo.verify(octavo.simulate(graph, params), network, [x], sites=True)
+    found = octavo.verify(octavo.simulate(net), network, [x], sites=True)
     assert all(site.differing == 0 for site in found.sites)
     name = found.sites[1].name
-    wrong = replace(params.values[name], scale=params.values[name].scale * 2)
-    other = octavo.compile(graph, replace(params, values={**params.values, name: wrong}), engine="reference")
+    wrong = replace(net.values[name], scale=net.values[name].scale * 2)
+    other = octavo.compile(replace(net, values={**net.values, name: wrong}), engine="reference")
     first, second, _ = octavo.verify(network, other, [x], sites=True).sites
     assert first.differing == 0
     assert second.differing > 0.1  # odd integers have no equal among those of twice the scale
 
 
 def test_comparing_leaves_both_models_as_they_were(calibrated):
-    graph, params = calibrated(Block().eval(), x := torch.randn(2, 6, 32))
-    simulated = octavo.simulate(graph, params)
+    net = calibrated(Block().eval(), x := torch.randn(2, 6, 32))
+    graph = net.graph
+    simulated = octavo.simulate(net)
     before, code = simulated(x)["logits"], graph.module.code
-    octavo.verify(simulated, octavo.compile(graph, params, engine="reference"), [x], sites=True)
+    octavo.verify(simulated, octavo.compile(net, engine="reference"), [x], sites=True)
     assert torch.equal(simulated(x)["logits"], before)
     assert graph.module.code == code
 
 
 def test_the_simulation_says_what_it_is_for(calibrated):
-    graph, params = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
-    assert "to score and to train, slower than the float network; never time it" in repr(octavo.simulate(graph, params))
+    net = calibrated(nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4))
+    assert "to score and to train, slower than the float network; never time it" in repr(octavo.simulate(net))
 
 
 # ---- the promise of docs/engines.md, on every network that there are data for
@@ -136,9 +138,9 @@ def test_the_promise(name, engine):
         pytest.skip(f"the labelled data are absent: {error.seen}")
     graph = octavo.capture(scored.build(), scored.example, dynamic_axes=scored.dynamic_axes)
     plan = octavo.make_plan(graph, target=target_for(engine))
-    stats = octavo.observe(graph, plan, scored.calibration())
-    params = octavo.choose_params(graph, plan, stats, "entropy")
-    simulated, network = octavo.simulate(graph, params), octavo.compile(graph, params, engine=engine)
+    stats = octavo.observe(plan, scored.calibration())
+    net = octavo.choose_params(plan, stats, "entropy")
+    simulated, network = octavo.simulate(net), octavo.compile(net, engine=engine)
     inputs = list(scored.inputs())[:8]
     nearness = octavo.verify(simulated, network, inputs).sqnr_db
     nearer_db, points, flips = PROMISES[engine]

@@ -6,18 +6,22 @@ or one step at a time:
 
 graph  = octavo.capture(model, example)
 plan   = octavo.make_plan(graph)
-stats  = octavo.observe(graph, plan, batches)
-params = octavo.choose_params(graph, plan, stats, octavo.entropy)
-int8   = octavo.compile(graph, params)
+stats  = octavo.observe(plan, batches)
+net    = octavo.choose_params(plan, stats, octavo.entropy)
+int8   = octavo.compile(net)
 """
+
+from typing import Any
 
 from octavo.engines import available
 from octavo.engines.artifact import load, save
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params, Stats, choose_params, observe
+from octavo.former import former, takes_pairs
+from octavo.network.calibrate import Stats, choose_params, observe
 from octavo.network.cost import Limits
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target, by_rows
@@ -35,6 +39,8 @@ from octavo.workflow.ran import Ran, ran
 from octavo.workflow.recipe import quantize
 from octavo.workflow.verify import Distance, verify
 
+takes_pairs(globals())
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -46,10 +52,10 @@ __all__ = [
     "Graph",
     "Histogram",
     "Limits",
-    "Params",
     "Plan",
     "QParams",
     "QuantizationError",
+    "Quantized",
     "Quantizer",
     "Ran",
     "Result",
@@ -92,3 +98,10 @@ __all__ = [
     "trained",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Params":
+        former("octavo.Params", "octavo.Quantized")
+        return Quantized
+    raise AttributeError(f"module 'octavo' has no attribute {name!r}")

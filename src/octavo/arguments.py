@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 REMEDIES = {
     "Graph": "pass what octavo.capture(model, example) returns",
     "Plan": "pass what octavo.make_plan(graph) returns",
-    "Params": "pass what octavo.choose_params(graph, plan, stats) returns",
+    "Quantized": "pass what octavo.choose_params(plan, stats) returns",
     "Module": "pass a torch.nn.Module: an instance of its class; the model that a state_dict was loaded into; the "
     "module() of an ExportedProgram; for a function, a module whose forward calls it",
     "Batches": "pass a list of batches or a DataLoader",

@@ -10,11 +10,11 @@ from typing import Any
 from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
-from octavo.network.calibrate import Params
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
 from octavo.network.origin import Origin, remember
+from octavo.network.quantized import Quantized
 
 Compiled = Callable[..., Any]
 SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵
@@ -74,10 +74,10 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, engine in ENGINES.items() if engine.lacks is None)
 
 
-def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **options: Any) -> Compiled:
+def compile(net: Quantized | Graph, *, engine: str = "openvino", **options: Any) -> Compiled:
     """The quantized network, ready to be called like the user's model, on the CPU; `ENGINES` has a row for each choice.
 
-    params   None compiles the float network, where the engine can: the baseline to compare with
+    net      of a captured graph the float network is compiled, where the engine can: the baseline to compare with
     options  go to the engine's own function, see there
     warns    UserWarning if this CPU may overflow on weights of eight bits, as those without VNNI do
     raises   QuantizationError for an unknown engine, or one whose package is not installed
@@ -96,19 +96,19 @@ def compile(graph: Graph, params: Params | None, *, engine: str = "openvino", **
             seen=seen,
             remedy=f"{remedy}, or choose one of {', '.join(available())}",
         )
-    if row.vectorized and params is not None and adds_int8_pairs_in_16_bits():
-        _warn_of_overflow(params)
-    graph, params = on_cpu(graph, params)
+    if row.vectorized and isinstance(net, Quantized) and adds_int8_pairs_in_16_bits():
+        _warn_of_overflow(net)
+    net = on_cpu(net)
     build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
-    compiled = build(graph, params, **options)
-    return remember(compiled, Origin(graph=graph, params=params, engine=engine))
+    compiled = build(net, **options)
+    return remember(compiled, Origin(net=net, engine=engine))
 
 
-def _warn_of_overflow(params: Params) -> None:
+def _warn_of_overflow(net: Quantized) -> None:
     factors = [
-        q for q in params.plan.quantizers if q.constant or any(is_factor(site.operation, site.role) for site in q.sites)
+        q for q in net.plan.quantizers if q.constant or any(is_factor(site.operation, site.role) for site in q.sites)
     ]
-    schemes = {q.name: params.values[q.name].scheme for q in factors}
+    schemes = {q.name: net.values[q.name].scheme for q in factors}
     wide = [name for name, scheme in schemes.items() if scheme.signed and scheme.qmax > SAFE_WEIGHT]
     if wide:
         warnings.warn(

@@ -36,17 +36,17 @@ from octavo.engines.trust import (
     check_evidence,
     check_network,
     network_of,
+    plan_record,
     readable,
     unreadable,
 )
 from octavo.errors import QuantizationError
 from octavo.machine import versions
-from octavo.network.calibrate import Params
 from octavo.network.cost import LIMITS, Limits
 from octavo.network.device import on_cpu
-from octavo.network.graph import Graph
 from octavo.network.origin import origin_of
 from octavo.network.plan import Plan
+from octavo.network.quantized import Quantized
 from octavo.network.record import graph_record, tensors_of
 from octavo.numerics.affine import QParams, quantize
 
@@ -61,12 +61,11 @@ class Artifact:
     path      where it was read
     engine    the one that it was saved for
     onnx      its model, for engines that read one
-    expected  what the simulation returned for `params.samples` where it was saved, if that was kept
+    expected  what the simulation returned for `net.samples` where it was saved, if that was kept
     """
 
     path: Path
-    graph: Graph
-    params: Params
+    net: Quantized
     engine: str
     manifest: Manifest
     onnx: onnx.ModelProto | None
@@ -75,14 +74,13 @@ class Artifact:
 
 @checked
 def save(
-    graph: Graph,
-    params: Params,
+    net: Quantized,
     path: str | PathLike[str],
     *,
     engine: str = "openvino",
     form: Literal["file", "folder"] = "file",
 ) -> None:
-    """Write `graph`, quantized by `params`, so that `load` runs it on `engine` (or another) without the model's class.
+    """Write `net`, so that `load` runs it on `engine` (or another) without the model's class.
 
     The network that is loaded multiplies the same integers; it holds no float weight that is quantized everywhere.
     path    an artifact that lies there is replaced, whole or not at all; anything else is not touched
@@ -96,23 +94,23 @@ def save(
             remedy="choose one of them",
         )
     check_free(Path(path), form)
-    graph, params = on_cpu(graph, params)
+    net = on_cpu(net)
     store = TensorStore()
-    samples, shown = evidence(graph, params)
+    samples, shown = evidence(net)
     record = NetworkRecord(
-        graph=graph_record(graph),
-        plan=params.plan,
-        method=params.method,
-        tensors=_store_tensors(graph, params, store),
-        params={name: _store_params(found, store) for name, found in params.values.items()},
-        notes=params.notes,
+        graph=graph_record(net.graph),
+        plan=plan_record(net.plan),
+        method=net.method,
+        tensors=_store_tensors(net, store),
+        params={name: _store_params(found, store) for name, found in net.values.items()},
+        notes=net.notes,
         samples=samples,
     )
     files = {NETWORK: record.model_dump_json().encode(), SAMPLES: shown}
     if engine in READS_ONNX:
         from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
 
-        model = export_onnx(graph, params)
+        model = export_onnx(net)
         keys = store.add_initializers(model)
         files[TENSORS] = store.serialized()
         files[ONNX] = store.refer(model, keys, files[TENSORS], TENSORS).SerializeToString()
@@ -121,22 +119,22 @@ def save(
     write_container(Path(path), files, form=form, engine=engine, versions=versions())
 
 
-def _store_tensors(graph: Graph, params: Params, store: TensorStore) -> dict[str, StoredTensor]:
+def _store_tensors(net: Quantized, store: TensorStore) -> dict[str, StoredTensor]:
     """Every tensor of the graph: as integers if all that read it read those of one quantizer."""
-    quantizers = _quantizers_of_tensors(graph, params.plan)
+    quantizers = _quantizers_of_tensors(net.plan)
     stored = {}
-    for name, tensor in tensors_of(graph).items():
+    for name, tensor in tensors_of(net.graph).items():
         quantizer = quantizers.get(name)
-        kept = tensor if quantizer is None else quantize(tensor, params.values[quantizer])
+        kept = tensor if quantizer is None else quantize(tensor, net.values[quantizer])
         stored[name] = StoredTensor(key=store.add(kept), quantizer=quantizer)
     return stored
 
 
-def _quantizers_of_tensors(graph: Graph, plan: Plan) -> dict[str, str]:
+def _quantizers_of_tensors(plan: Plan) -> dict[str, str]:
     """{tensor: the one quantizer through which all its readers see it}."""
     of_edge = {(edge.source, edge.user): q.name for q in plan.quantizers if q.constant for edge in q.edges}
     seen: dict[str, set[str | None]] = {}
-    for node in graph.module.graph.nodes:
+    for node in plan.graph.module.graph.nodes:
         if node.op == "get_attr":
             readers = {of_edge.get((node.name, user.name)) for user in node.users}
             seen.setdefault(str(node.target), set()).update(readers)
@@ -179,18 +177,18 @@ def compiled(
 ) -> "engines.Compiled":
     """`load`, of what is read already."""
     engine = engine or artifact.engine
-    graph, params, digest = artifact.graph, artifact.params, artifact.manifest.digest
+    net, digest = artifact.net, artifact.manifest.digest
     if engine in READS_ONNX and artifact.onnx is not None:
         options["network"] = artifact.onnx
     if not check or was_checked(digest, engine, options):
         with readable(artifact.path, f"{engine} cannot compile it"):
-            return engines.compile(graph, params, engine=engine, **options)
+            return engines.compile(net, engine=engine, **options)
     with readable(artifact.path, "it cannot be run"):
-        expected = check_evidence(graph, params, artifact.expected)
+        expected = check_evidence(net, artifact.expected)
     with readable(artifact.path, f"{engine} cannot compile it"):
-        network = compile_right(graph, params, engine=engine, expected=expected, **options)
+        network = compile_right(net, engine=engine, expected=expected, **options)
     origin = origin_of(network)
-    if origin is not None and origin.params is params:  # nothing had to be left in float
+    if origin is not None and origin.net is net:  # nothing had to be left in float
         remember_check(digest, engine, options)
     return network
 
@@ -207,21 +205,20 @@ def read(path: str | PathLike[str], *, operators: Collection[str] = (), limits: 
             raise unreadable(path, f"it holds {', '.join(files)[:200]}")
         record = NetworkRecord.model_validate_json(files[NETWORK])
         tensors = load_tensors(files[TENSORS])
-        graph, params = network_of(record, tensors, operators=operators, limits=limits)
+        net = network_of(record, tensors, operators=operators, limits=limits)
         samples, expected = from_evidence(record.samples, files[SAMPLES]) if SAMPLES in files else ((), None)
-        params = replace(params, samples=samples)
-        check_network(graph, params, limits)
+        net = replace(net, samples=samples)
+        check_network(net, limits)
         model = None
         if ONNX in files:
             model = onnx.load_model_from_string(files[ONNX])
-            signature = signature_of(graph)
-            inputs = signature.flatten(graph.example_args, graph.example_kwargs)
+            signature = signature_of(net.graph)
+            inputs = signature.flatten(net.graph.example_args, net.graph.example_kwargs)
             check_onnx(model, inputs, signature.tensors, limits)
             model = onnx_with_tensors(model, files[TENSORS])
     return Artifact(
         path=Path(path),
-        graph=graph,
-        params=params,
+        net=net,
         engine=manifest.engine,
         manifest=manifest,
         onnx=model,

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
-from octavo.network.calibrate import Params
 from octavo.network.export import without_autocast
-from octavo.network.graph import Graph
 from octavo.network.insert import MakeModule, insert
 from octavo.network.plan import Quantizer
+from octavo.network.quantized import Quantized
 from octavo.network.samples import Call
 from octavo.network.simulate import FakeQuantize
 from octavo.numerics.affine import QParams, steps_beside
@@ -140,26 +139,26 @@ class Moved(FakeQuantize):
         return super().forward(x + part * self.near_tie * steps_beside(x, self.scale, self.scheme).to(x))
 
 
-def simulated(graph: Graph, params: Params, calls: Sequence[Call]) -> Outputs:
+def simulated(net: Quantized, calls: Sequence[Call]) -> Outputs:
     """What the simulation returns for `calls`."""
-    return ran(_inserted(graph, params, lambda quantizer: FakeQuantize(params.values[quantizer.name])), calls)
+    return ran(_inserted(net, lambda quantizer: FakeQuantize(net.values[quantizer.name])), calls)
 
 
-def moved(graph: Graph, params: Params, calls: Sequence[Call], near_tie: float) -> Iterator[Outputs]:
+def moved(net: Quantized, calls: Sequence[Call], near_tie: float) -> Iterator[Outputs]:
     """The same, DRAWS times, with every activation moved by up to `near_tie` steps before it is rounded."""
     for draw in range(DRAWS):
         source = torch.Generator().manual_seed(draw)
 
         def make(quantizer: Quantizer, source: torch.Generator = source) -> nn.Module:
-            values = params.values[quantizer.name]
+            values = net.values[quantizer.name]
             return FakeQuantize(values) if quantizer.constant else Moved(values, near_tie, source)
 
-        yield ran(_inserted(graph, params, make), calls)
+        yield ran(_inserted(net, make), calls)
 
 
-def _inserted(graph: Graph, params: Params, make: MakeModule) -> GraphModule:
-    """`graph` with these modules, on its own device; it shares the parameters."""
-    return insert(graph, params.plan, lambda quantizer: make(quantizer).to(graph.device), own_parameters=False)
+def _inserted(net: Quantized, make: MakeModule) -> GraphModule:
+    """The graph of `net` with these modules, on its own device; it shares the parameters."""
+    return insert(net.plan, lambda quantizer: make(quantizer).to(net.graph.device), own_parameters=False)
 
 
 def ran(model: Model, calls: Sequence[Call]) -> Outputs:

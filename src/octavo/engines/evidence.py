@@ -15,22 +15,21 @@ from torch import Tensor
 from octavo.engines.check import Outputs, simulated
 from octavo.engines.native import SOURCES, cache_folder
 from octavo.machine import machine, versions
-from octavo.network.calibrate import Params
-from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 from octavo.network.samples import Call, CallRecord, calls_of, packed, unpacked
 
 MEGABYTES = 4.0  # of outputs that are kept; larger ones are simulated again where they are needed
 
 
-def evidence(graph: Graph, params: Params) -> tuple[list[CallRecord], bytes]:
-    """(How the samples of `params` are called, safetensors of their inputs and of the simulation's outputs)."""
-    calls = calls_of(graph, params.samples)
+def evidence(net: Quantized) -> tuple[list[CallRecord], bytes]:
+    """(How the samples of `net` are called, safetensors of their inputs and of the simulation's outputs)."""
+    calls = calls_of(net.graph, net.samples)
     records, inputs = packed(calls)
     tensors = {f"input.{name}": tensor for name, tensor in inputs.items()}
     if len(records) == len(calls):
         outputs = {
             f"output.{call}.{number}": leaf.contiguous()
-            for call, leaves in enumerate(simulated(graph, params, calls))
+            for call, leaves in enumerate(simulated(net, calls))
             for number, leaf in enumerate(leaves)
         }
         if sum(leaf.numel() * leaf.element_size() for leaf in outputs.values()) <= MEGABYTES * 1e6:

@@ -17,12 +17,11 @@ from octavo import engines
 from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreement, moved, nearness, ran, simulated
 from octavo.engines.sites import returning_sites, sources_of
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.device import on_cpu
-from octavo.network.graph import Graph
 from octavo.network.origin import Origin, remember
 from octavo.network.partial import keep_float, layers, layers_of_nodes
 from octavo.network.plan import Plan
+from octavo.network.quantized import Quantized
 from octavo.network.samples import Call, calls_of
 
 ROUNDS = 4
@@ -33,41 +32,39 @@ class EngineFaultError(QuantizationError):
     """An engine computes something else than the network that it was given."""
 
 
-def compile_right(
-    graph: Graph, params: Params, *, engine: str, expected: Outputs | None = None, **options: Any
-) -> engines.Compiled:
-    """`engines.compile`'s network, after it agreed with the simulation on the samples of `params`.
+def compile_right(net: Quantized, *, engine: str, expected: Outputs | None = None, **options: Any) -> engines.Compiled:
+    """`engines.compile`'s network, after it agreed with the simulation on the samples of `net`.
 
     Where it does not, the layers that deviate first are left in float. The `origin` of what comes back has the
-    parameters that it runs with, whose coverage and notes name those layers.
+    network that it runs, whose coverage and notes name those layers.
 
     expected  what the simulation returns for those samples, if it is known
     warns     UserWarning naming the layers that were left in float because of the engine
     raises    EngineFaultError if the engine is wrong with every plan that was tried
     """
-    graph, params = on_cpu(graph, params)
-    calls = calls_of(graph, params.samples)
-    network = engines.compile(graph, params, engine=engine, **options)
+    net = on_cpu(net)
+    calls = calls_of(net.graph, net.samples)
+    network = engines.compile(net, engine=engine, **options)
     near_tie = max(engines.ENGINES[engine].near_tie, COARSE if options.get("precision") == "bf16" else 0.0)
-    first = _agreement(graph, params, network, calls, near_tie, expected)
+    first = _agreement(net, network, calls, near_tie, expected)
     if first.holds:
         return network
     if options.pop("network", None) is not None:  # the file may be wrong, and not the engine
-        network = engines.compile(graph, params, engine=engine, **options)
-        if _agreement(graph, params, network, calls, near_tie).holds:
+        network = engines.compile(net, engine=engine, **options)
+        if _agreement(net, network, calls, near_tie).holds:
             note = f"the ONNX model that was given computes something else than the network: on {engine} it is {first}"
             warnings.warn(f"{note}. It is not used; save the network again", UserWarning, stacklevel=3)
-            own = replace(params, notes=(note, *params.notes))
-            return remember(network, Origin(graph=graph, params=own, engine=engine))
+            own = replace(net, notes=(note, *net.notes))
+            return remember(network, Origin(net=own, engine=engine))
     tried: list[tuple[str, ...]] = []
-    for names in _fewer(graph, params, engine, calls, near_tie):
+    for names in _fewer(net, engine, calls, near_tie):
         tried.append(names)
-        remaining = keep_float(graph, params, names)
-        network = engines.compile(graph, remaining, engine=engine, **options)
-        if _agreement(graph, remaining, network, calls, near_tie).holds:
+        remaining = keep_float(net, names)
+        network = engines.compile(remaining, engine=engine, **options)
+        if _agreement(remaining, network, calls, near_tie).holds:
             noted = _noted(remaining, names, f"{engine} computes it wrongly: it would be {first}")
             warnings.warn(f"{noted.notes[0]}. Please report the network", UserWarning, stacklevel=3)
-            return remember(network, Origin(graph=graph, params=noted, engine=engine))
+            return remember(network, Origin(net=noted, engine=engine))
     raise EngineFaultError(
         asked=f"compile for {engine}",
         seen=f"it computes something else than the network: on samples of the calibration data it is {first}",
@@ -77,32 +74,29 @@ def compile_right(
 
 
 def _agreement(
-    graph: Graph,
-    params: Params,
+    net: Quantized,
     network: engines.Compiled,
     calls: Sequence[Call],
     near_tie: float,
     expected: Outputs | None = None,
 ) -> Agreement:
-    wanted = expected or simulated(graph, params, calls)
+    wanted = expected or simulated(net, calls)
     try:
         found = ran(network, calls)
     except Exception as error:  # an engine's own errors share no base but this
         return Agreement(nearness_db=-math.inf, bar_db=ENOUGH_DB, failure=f"{type(error).__name__}: {error}")
-    return agreement(wanted, found, lambda: moved(graph, params, calls, near_tie))
+    return agreement(wanted, found, lambda: moved(net, calls, near_tie))
 
 
-def _fewer(
-    graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float
-) -> Iterator[tuple[str, ...]]:
+def _fewer(net: Quantized, engine: str, calls: Sequence[Call], near_tie: float) -> Iterator[tuple[str, ...]]:
     """Layers to leave in float: those that deviate first; when that does not help, the next, and these with those."""
-    known = layers(graph, params.plan)
+    known = layers(net.plan)
     left: tuple[str, ...] = ()
     for attempt in range(ROUNDS):
-        remaining = keep_float(graph, params, left) if left else params
-        names = _suspects(graph, remaining, engine, calls, near_tie)
+        remaining = keep_float(net, left) if left else net
+        names = _suspects(remaining, engine, calls, near_tie)
         if attempt >= ROUNDS // 2:  # one by one does not help
-            names = _of_their_kind(params.plan, {*left, *names})
+            names = _of_their_kind(net.plan, {*left, *names})
         alone, together = (tuple(layer for layer in known if layer in those) for those in (names, {*left, *names}))
         for chosen in dict.fromkeys((alone, together)):
             if chosen and chosen != left and len(chosen) < len(known):
@@ -117,18 +111,18 @@ def _of_their_kind(plan: Plan, names: Collection[str]) -> set[str]:
     return {site.layer for site in sites if site.operation in kinds}
 
 
-def _suspects(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> set[str]:
+def _suspects(net: Quantized, engine: str, calls: Sequence[Call], near_tie: float) -> set[str]:
     """The layers that make the first rounded value that deviates from the simulation's, else those before the output.
 
     An engine may fuse less while it also returns what it rounds, so it may be right here and wrong without.
     """
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    read = {name: (source, q) for q in params.plan.quantizers for name, source in sources_of(q).items()}
-    where = _first_deviating(graph, params, engine, calls, near_tie)
+    nodes = {node.name: node for node in net.graph.module.graph.nodes}
+    read = {name: (source, q) for q in net.plan.quantizers for name, source in sources_of(q).items()}
+    where = _first_deviating(net, engine, calls, near_tie)
     if where is None:
-        return _made_by(list(nodes.values())[-1], params.plan)
+        return _made_by(list(nodes.values())[-1], net.plan)
     source, quantizer = read[where]
-    return _made_by(nodes[source], params.plan) or {quantizer.sites[0].layer}
+    return _made_by(nodes[source], net.plan) or {quantizer.sites[0].layer}
 
 
 def _made_by(node: Node, plan: Plan) -> set[str]:
@@ -146,14 +140,14 @@ def _made_by(node: Node, plan: Plan) -> set[str]:
     return found
 
 
-def _first_deviating(graph: Graph, params: Params, engine: str, calls: Sequence[Call], near_tie: float) -> str | None:
+def _first_deviating(net: Quantized, engine: str, calls: Sequence[Call], near_tie: float) -> str | None:
     """The first site, in the order of the data flow, that is further from the simulation's than rounding explains."""
-    watched, own, scales = returning_sites(graph, params)
+    watched, scales = returning_sites(net)
     names = list(scales)
-    wanted = simulated(watched, own, calls)
-    drawn = next(moved(watched, own, calls, near_tie))
+    wanted = simulated(watched, calls)
+    drawn = next(moved(watched, calls, near_tie))
     try:
-        found = ran(engines.compile(watched, own, engine=engine), calls)
+        found = ran(engines.compile(watched, engine=engine), calls)
     except Exception:  # an engine's own errors share no base but this; the outputs were enough to know that it is wrong
         return None
     ours = [[leaves[len(leaves) - len(names) :] for leaves in outputs] for outputs in (wanted, found, drawn)]
@@ -162,9 +156,9 @@ def _first_deviating(graph: Graph, params: Params, engine: str, calls: Sequence[
     return next((names[n] for n in deviating), None)
 
 
-def _noted(params: Params, names: Sequence[str], reason: str) -> Params:
-    """`params` whose coverage and notes say why the layers `names` are in float."""
-    coverage = params.plan.coverage
+def _noted(net: Quantized, names: Sequence[str], reason: str) -> Quantized:
+    """`net` whose coverage and notes say why the layers `names` are in float."""
+    coverage = net.plan.coverage
     kept = tuple(replace(one, reason=reason) if one.site in names else one for one in coverage.kept_float)
-    plan = replace(params.plan, coverage=replace(coverage, kept_float=kept))
-    return replace(params, plan=plan, notes=(f"left in float: {', '.join(names)}, because {reason}", *params.notes))
+    plan = replace(net.plan, coverage=replace(coverage, kept_float=kept))
+    return replace(net, plan=plan, notes=(f"left in float: {', '.join(names)}, because {reason}", *net.notes))

@@ -30,20 +30,18 @@ from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.files import built
 from octavo.machine import has_avx512_vnni
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.operations import operation
 from octavo.network.plan import layer_names
+from octavo.network.quantized import Quantized, graph_of
 from octavo.network.target import target_for
 
 
 @checked
-def compile_inductor(
-    graph: Graph, params: Params | None, *, precision: Literal["f32", "bf16"] = "f32"
-) -> "InductorModel":
-    """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
+def compile_inductor(net: Quantized | Graph, *, precision: Literal["f32", "bf16"] = "f32") -> "InductorModel":
+    """The network, compiled for the CPU. Of a captured graph the float network: the baseline to compare with.
 
     precision  of the compute-heavy operations of the float network, as torch.autocast has it
 
@@ -52,10 +50,10 @@ def compile_inductor(
     raises  QuantizationError if the network cannot be traced again, or Inductor refuses it
     """
     load_kernels()
-    module, ran = _float(graph, precision) if params is None else lowered(graph, params)
+    module, ran = _float(net, precision) if isinstance(net, Graph) else lowered(net)
     try:
         with torch.no_grad(), _quiet():
-            package = _package(exported_again(graph, module))
+            package = _package(exported_again(graph_of(net), module))
             run = torch._inductor.aoti_load_package(str(package)).loader.run  # by flat lists: the signature is ours
     except QuantizationError:
         raise
@@ -66,17 +64,19 @@ def compile_inductor(
             seen=f"it failed ({lines[0][:200]})",
             remedy="use another engine",
         ) from error
-    return InductorModel(run, executions=ran, size_mb=package.stat().st_size / 1e6, signature=signature_of(graph))
+    return InductorModel(
+        run, executions=ran, size_mb=package.stat().st_size / 1e6, signature=signature_of(graph_of(net))
+    )
 
 
-def lowered(graph: Graph, params: Params) -> tuple[GraphModule, dict[str, Execution]]:
-    """(`graph` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
+def lowered(net: Quantized) -> tuple[GraphModule, dict[str, Execution]]:
+    """(`net` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
     load_kernels()
-    layers = layer_names(graph, params.plan.target)
+    layers = layer_names(net.graph, net.plan.target)
     if not has_avx512_vnni():  # for which our kernels of rows are written
-        graph, params = with_rows_scaled(graph, params)
-    values = params.values
-    module = insert(graph, params.plan, lambda q: Site(q, values[q.name]), own_parameters=False)
+        net = with_rows_scaled(net)
+    values = net.values
+    module = insert(net.plan, lambda q: Site(q, values[q.name]), own_parameters=False)
     lowering = Lowering(module, layers)
     for node in module.graph.nodes:
         lower(lowering, node)

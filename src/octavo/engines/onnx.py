@@ -8,7 +8,7 @@ compute on integers what lies between them; what they do not fuse they compute i
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from os import PathLike
@@ -30,17 +30,16 @@ from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.files import replaced
-from octavo.network.calibrate import Params
 from octavo.network.device import on_cpu
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.plan import Quantizer, layer_names
-from octavo.network.target import TARGETS
+from octavo.network.quantized import Quantized, graph_of, target_of
 
 
-def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:
-    """`graph` as an ONNX model of opset 21 with a dynamic batch, quantized by `params`; None exports the float network.
+def export_onnx(net: Quantized | Graph, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:
+    """`net` as an ONNX model of opset 21 with a dynamic batch; of a captured graph the float network.
 
     Inputs are named as in the graph; outputs "output", after their keys if the model returns a dict, or "output_0", ….
     Every compute-heavy operation is named after the user's layer.
@@ -48,8 +47,9 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     path    also write the model there
     raises  QuantizationError for an operation that ONNX cannot express
     """
-    graph, params = on_cpu(graph, params)
-    module = _with_onnx_operators(graph, params)
+    net = on_cpu(net)
+    graph = graph_of(net)
+    module = _with_onnx_operators(net)
     exported = exported_again(graph, module)
     program = _translated(graph, exported)
     _name_values(program.model.graph)
@@ -62,13 +62,13 @@ def export_onnx(graph: Graph, params: Params | None, *, path: str | PathLike[str
     return model
 
 
-def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
+def _with_onnx_operators(net: Quantized | Graph) -> GraphModule:
     """A copy of the graph's module that is ready to translate; it shares the parameters that stay in float."""
-    if params is None:
-        module = copy_module(graph.module, own_parameters=False)
+    if isinstance(net, Graph):
+        module = copy_module(net.module, own_parameters=False)
     else:
-        module = _with_pairs(*with_rows_scaled(graph, params))
-    _annotate_layers(module, graph, params)
+        module = _with_pairs(with_rows_scaled(net))
+    _annotate_layers(module, layer_names(graph_of(net), target_of(net)))
     replace_recurrent(module)
     replace_scatters(module)
     module.graph.eliminate_dead_code()
@@ -77,29 +77,29 @@ def _with_onnx_operators(graph: Graph, params: Params | None) -> GraphModule:
     return module
 
 
-def _with_pairs(graph: Graph, params: Params) -> GraphModule:
+def _with_pairs(net: Quantized) -> GraphModule:
     """A copy of the graph's module with a module that stands for ONNX operators at every quantizer."""
-    values, constants = params.values, {n.name: n for n in graph.module.graph.nodes if n.op == "get_attr"}
+    values, constants = net.values, {n.name: n for n in net.graph.module.graph.nodes if n.op == "get_attr"}
 
     def make(quantizer: Quantizer) -> nn.Module:
         if not quantizer.constant and quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
             return RoundedInFloat(values[quantizer.name])
         if not quantizer.constant:
-            return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, params))
-        weight = attribute(graph.module, constants[quantizer.edges[0].source])
+            return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, net))
+        weight = attribute(net.graph.module, constants[quantizer.edges[0].source])
         return quantized_weight(weight, values[quantizer.name])
 
-    return insert(graph, params.plan, make, own_parameters=False)
+    return insert(net.plan, make, own_parameters=False)
 
 
-def _wants_uint8(quantizer: Quantizer, params: Params) -> bool:
+def _wants_uint8(quantizer: Quantizer, net: Quantized) -> bool:
     """Whether signed integers are written 128 higher: those that convolutions read, where there are zero-points.
 
     OpenVINO 2026.4 computes a convolution of int8 wrongly behind a concat, an unsqueeze or a norm (3 to 11 dB from the
     simulation). Products keep int8, which is faster there; transposed convolutions too, whose only kernel it is.
     """
     convolved = any(site.operation in _CONVOLUTIONS and site.role == "input" for site in quantizer.sites)
-    return convolved and params.plan.target.zero_points
+    return convolved and net.plan.target.zero_points
 
 
 def _at_convolutions(quantizer: Quantizer) -> bool:
@@ -110,10 +110,8 @@ def _at_convolutions(quantizer: Quantizer) -> bool:
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 
 
-def _annotate_layers(module: GraphModule, graph: Graph, params: Params | None) -> None:
+def _annotate_layers(module: GraphModule, layers: Mapping[str, str]) -> None:
     """The name of the user's layer at every compute-heavy operation, where the exporter keeps it."""
-    target = TARGETS["paper"] if params is None else params.plan.target
-    layers = layer_names(graph, target)
     for node in module.graph.nodes:
         node.meta.pop("custom", None)
         if node.name in layers:

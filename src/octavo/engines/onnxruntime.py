@@ -16,10 +16,9 @@ from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_act
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.files import scratch
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.plan import compute_heavy
-from octavo.network.target import TARGETS
+from octavo.network.quantized import Quantized, graph_of, target_of
 
 # ONNX Runtime 1.32 moves a QuantizeLinear of int8 before a Transpose and gives it the zero-point of a uint8.
 INVALID = ["QDQPropagationTransformer"]
@@ -27,14 +26,13 @@ INVALID = ["QDQPropagationTransformer"]
 
 @checked
 def compile_onnxruntime(
-    graph: Graph,
-    params: Params | None,
+    net: Quantized | Graph,
     *,
     threads: int | None = None,
     fusion: Literal["all", "none"] = "all",
     network: onnx.ModelProto | None = None,
 ) -> "OnnxRuntimeModel":
-    """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
+    """The network, compiled for the CPU. Of a captured graph the float network: the baseline to compare with.
 
     threads  that work on one call; None leaves the number to ONNX Runtime
     fusion   "all": integer kernels for what lies between QuantizeLinear and DequantizeLinear; "none": node by node as
@@ -42,8 +40,8 @@ def compile_onnxruntime(
     network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
-    check_dtypes(graph, "ONNX Runtime")
-    network = network or export_onnx(graph, params)
+    check_dtypes(graph_of(net), "ONNX Runtime")
+    network = network or export_onnx(net)
     try:
         session, optimized = session_of(network, threads=threads, fusion=fusion)
     except Exception as error:  # its classes share no base but this
@@ -52,7 +50,7 @@ def compile_onnxruntime(
             seen=f"it failed ({str(error).strip().splitlines()[0]})",
             remedy='use another engine, or make the plan with target="tensorrt", whose int8 every reader knows',
         ) from error
-    target = TARGETS["paper"] if params is None else params.plan.target
+    graph, target = graph_of(net), target_of(net)
     executions = read_executions(optimized, list(compute_heavy(graph, target).values()))
     size_mb = network.ByteSize() / 1e6
     return OnnxRuntimeModel(session, size_mb=size_mb, executions=executions, signature=signature_of(graph))

@@ -18,10 +18,9 @@ from octavo.engines.onnx import export_onnx
 from octavo.engines.openvino_repairs import PRODUCTS, repair
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.plan import compute_heavy
-from octavo.network.target import TARGETS
+from octavo.network.quantized import Quantized, graph_of, target_of
 
 # OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
 COMPUTE_HEAVY = PRODUCTS | {"LSTMSequence", "GRUSequence", "Gather", "Einsum"}
@@ -31,15 +30,14 @@ RECURRENT = {"LSTMSequence", "GRUSequence"}
 
 @checked
 def compile_openvino(
-    graph: Graph,
-    params: Params | None,
+    net: Quantized | Graph,
     *,
     threads: int | None = None,
     hint: Literal["latency", "throughput"] = "latency",
     precision: Literal["f32", "bf16"] = "f32",
     network: onnx.ModelProto | None = None,
 ) -> "OpenVINOModel":
-    """The network, compiled for the CPU. params=None compiles the float network: the baseline to compare with.
+    """The network, compiled for the CPU. Of a captured graph the float network: the baseline to compare with.
 
     threads    None leaves the number to OpenVINO
     hint       "latency": all threads work on one call; "throughput": calls from several threads run side by side
@@ -54,13 +52,13 @@ def compile_openvino(
     }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    check_dtypes(graph, "OpenVINO")
+    check_dtypes(graph_of(net), "OpenVINO")
     core = ov.Core()
-    network = network or export_onnx(graph, params)
+    network = network or export_onnx(net)
     serialized = network.SerializeToString()
     size_mb = len(serialized) / 1e6
-    signature = signature_of(graph)
-    target = TARGETS["paper"] if params is None else params.plan.target
+    signature = signature_of(graph_of(net))
+    graph, target = graph_of(net), target_of(net)
     try:
         model = core.read_model(serialized)
         repair(core, model)

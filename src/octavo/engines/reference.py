@@ -21,14 +21,14 @@ from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.signature import Compiled
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.edit import layer_of
-from octavo.network.graph import Graph, device_of
+from octavo.network.graph import device_of
 from octavo.network.inputs import Inputs
 from octavo.network.insert import Rounding, insert
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
+from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams, beside, dequantize, params_from_tensor, quantize
 
 aten = torch.ops.aten
@@ -65,16 +65,16 @@ class Quantize(Rounding):
 
 
 @checked
-def compile_reference(graph: Graph, params: Params) -> "ReferenceModel":
-    """`graph` executed on integers; called like the user's model, on any device."""
+def compile_reference(net: Quantized) -> "ReferenceModel":
+    """`net` executed on integers; called like the user's model, on any device."""
 
     def make(quantizer: Quantizer) -> nn.Module:
-        return Quantize(params.values[quantizer.name])
+        return Quantize(net.values[quantizer.name])
 
-    module = insert(graph, params.plan, make)
-    layers = compute_heavy(graph, params.plan.target)
+    module = insert(net.plan, make)
+    layers = compute_heavy(net.graph, net.plan.target)
     executions = {layers[node.name]: _execution(module, node) for node in module.graph.nodes if node.name in layers}
-    return ReferenceModel(module, tuple(graph.example_kwargs), graph.inputs, executions)
+    return ReferenceModel(module, tuple(net.graph.example_kwargs), net.graph.inputs, executions)
 
 
 def _execution(module: GraphModule, node: Node) -> Execution:

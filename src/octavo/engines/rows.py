@@ -14,11 +14,11 @@ from types import MappingProxyType
 import torch
 from torch.fx import Node
 
-from octavo.network.calibrate import Params
 from octavo.network.edit import copy_module, emit, shape
 from octavo.network.graph import Graph
 from octavo.network.operations import operands
 from octavo.network.plan import Quantizer
+from octavo.network.quantized import Quantized
 from octavo.network.share import Edge
 from octavo.numerics.affine import QParams
 from octavo.numerics.rows import along
@@ -27,24 +27,24 @@ from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
 aten = torch.ops.aten
 
 
-def with_rows_scaled(graph: Graph, params: Params) -> tuple[Graph, Params]:
-    """`graph` with divisions and multiplications by the scales of rows, and `params` with one scale, 1, in their place.
+def with_rows_scaled(net: Quantized) -> Quantized:
+    """`net` with divisions and multiplications by the scales of rows, and one scale, 1, in their place.
 
     Nodes keep their names; a graph without rows comes back as it is.
     """
-    if not any(quantizer.scheme.rows for quantizer in params.plan.quantizers):
-        return graph, params
-    own = replace(graph, module=copy_module(graph.module, own_parameters=False))
+    if not any(quantizer.scheme.rows for quantizer in net.plan.quantizers):
+        return net
+    own = replace(net.graph, module=copy_module(net.graph.module, own_parameters=False))
     rewrite = _Rewrite(own)
-    quantizers = [rewrite.divided(q) if q.scheme.rows else q for q in params.plan.quantizers]
+    quantizers = [rewrite.divided(q) if q.scheme.rows else q for q in net.plan.quantizers]
     rewrite.multiply()
     own.module.graph.lint()
     own.module.recompile()
-    unsigned = not params.plan.target.activation.signed
-    units = {q.name: _units(q.scheme, unsigned=unsigned) for q in params.plan.quantizers if q.scheme.rows}
+    unsigned = not net.plan.target.activation.signed
+    units = {q.name: _units(q.scheme, unsigned=unsigned) for q in net.plan.quantizers if q.scheme.rows}
     quantizers = [rewrite.moved(replace(q, scheme=units[q.name].scheme) if q.name in units else q) for q in quantizers]
-    plan = replace(params.plan, quantizers=tuple(quantizers))
-    return own, replace(params, plan=plan, values=MappingProxyType({**params.values, **units}))
+    plan = replace(net.plan, quantizers=tuple(quantizers))
+    return replace(net, plan=replace(plan, graph=own), values=MappingProxyType({**net.values, **units}))
 
 
 def _units(scheme: Scheme, *, unsigned: bool) -> QParams:

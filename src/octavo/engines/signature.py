@@ -60,7 +60,7 @@ class Compiled:
         raise QuantizationError(
             asked=f"copy or pickle a {type(self).__name__}",
             seen="it is compiled for this machine, and cannot leave its process",
-            remedy="octavo.save(graph, params, path), and octavo.load(path) wherever it is needed",
+            remedy="octavo.save(net, path), and octavo.load(path) wherever it is needed",
         )
 
 

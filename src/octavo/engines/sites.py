@@ -9,35 +9,34 @@ from torch.fx import Node
 from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.signature import codegen_returning, tree_info
-from octavo.network.calibrate import Params
 from octavo.network.edit import copy_module
-from octavo.network.graph import Graph
 from octavo.network.plan import Quantizer
+from octavo.network.quantized import Quantized
 from octavo.network.share import Edge
 from octavo.numerics.affine import QParams, steps_beside
 
 Step = Callable[[Tensor], Tensor]  # what was rounded at a site → the real value of one integer, beside it
 
 
-def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[str, Step]]:
-    """`graph` returning {"output": as before, "sites": {name: value}}, its parameters, and {name: its step}.
+def returning_sites(net: Quantized) -> tuple[Quantized, dict[str, Step]]:
+    """`net` returning {"output": as before, "sites": {name: value}}, and {name: its step}.
 
     The output of the network is one more reader of every quantized activation, so each engine returns, by its own
     means, the values that it rounded. What the network returns in float already is left out.
     """
-    module = copy_module(graph.module, own_parameters=False)
+    module = copy_module(net.graph.module, own_parameters=False)
     nodes = {node.name: node for node in module.graph.nodes}
     (output,) = module.graph.find_nodes(op="output")
     returned = list(output.args[0])
     extra: dict[str, Node] = {}
     steps: dict[str, Step] = {}
     quantizers = []
-    for quantizer in params.plan.quantizers:
+    for quantizer in net.plan.quantizers:
         sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
         seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
         sources = {name: source for name, source in sources.items() if source not in seen}
         extra |= sources
-        steps |= dict.fromkeys(sources, partial(_step, params.values[quantizer.name]))
+        steps |= dict.fromkeys(sources, partial(_step, net.values[quantizer.name]))
         edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())
         quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
     inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)
@@ -46,8 +45,8 @@ def returning_sites(graph: Graph, params: Params) -> tuple[Graph, Params, dict[s
     module._out_spec = spec
     module.graph.set_codegen(codegen_returning(module, spec))
     module.recompile()
-    plan = replace(params.plan, quantizers=tuple(quantizers))
-    return replace(graph, module=module), replace(params, plan=plan), steps
+    plan = replace(net.plan, graph=replace(net.graph, module=module), quantizers=tuple(quantizers))
+    return replace(net, plan=plan), steps
 
 
 def _step(params: QParams, rounded: Tensor) -> Tensor:

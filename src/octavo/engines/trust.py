@@ -13,18 +13,22 @@ from os import PathLike
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from octavo.engines.check import Outputs, agreement, moved, simulated
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError, reading, refused
-from octavo.network.calibrate import Params
 from octavo.network.cost import RAISE, Limits, check_cost
-from octavo.network.graph import Graph, check_graph
-from octavo.network.insert import check_belongs
-from octavo.network.plan import Plan
-from octavo.network.record import GraphRecord, InputRecord, graph_of
+from octavo.network.edit import is_floating
+from octavo.network.graph import check_graph
+from octavo.network.plan import Coverage, Plan, Quantizer
+from octavo.network.quantized import Quantized
+from octavo.network.record import GraphRecord, InputRecord, graph_from
+from octavo.network.rule import Rule
 from octavo.network.samples import CallRecord, calls_of
+from octavo.network.share import Edge
+from octavo.network.target import Target
 from octavo.numerics.affine import QParams, dequantize
 
 _REMEDY = "save it again; manifest.json says which version of Octavo wrote it"
@@ -49,13 +53,29 @@ class StoredParams(BaseModel):
     zero_point: str
 
 
+class PlanRecord(BaseModel):
+    """A plan without its graph."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    target: Target
+    rules: tuple[Rule, ...]
+    quantizers: tuple[Quantizer, ...]
+    coverage: Coverage
+
+
+def plan_record(plan: Plan) -> PlanRecord:
+    """`plan` as data."""
+    return PlanRecord(target=plan.target, rules=plan.rules, quantizers=plan.quantizers, coverage=plan.coverage)
+
+
 class NetworkRecord(BaseModel):
     """A quantized network without its tensors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     graph: GraphRecord
-    plan: Plan
+    plan: PlanRecord
     method: str
     tensors: dict[str, StoredTensor]
     params: dict[str, StoredParams]
@@ -65,10 +85,10 @@ class NetworkRecord(BaseModel):
 
 def network_of(
     record: NetworkRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str], limits: Limits
-) -> tuple[Graph, Params]:
-    """The graph and its parameters; quantized weights are float again.
+) -> Quantized:
+    """The network; quantized weights are float again.
 
-    raises  QuantizationError for what `graph_of` refuses, and for tensors or examples that take more than is allowed
+    raises  QuantizationError for what `graph_from` refuses, and for tensors or examples that take more than is allowed
     """
     schemes = {quantizer.name: quantizer.scheme for quantizer in record.plan.quantizers}
     if len(schemes) < len(record.plan.quantizers):
@@ -87,9 +107,17 @@ def network_of(
     example = sum(map(_bytes_of_example, record.graph.example))
     if example > limits.bytes:
         raise refused("example", f"its example takes {example / 1e6:.3g} MB", RAISE)
-    graph = graph_of(record.graph, real, operators=operators)
+    graph = graph_from(record.graph, real, operators=operators)
     check_graph(graph)
-    return graph, Params(plan=record.plan, values=values, method=record.method, notes=record.notes)
+    stated = record.plan
+    plan = Plan(
+        graph=graph,
+        target=stated.target,
+        rules=stated.rules,
+        quantizers=stated.quantizers,
+        coverage=stated.coverage,
+    )
+    return Quantized(plan=plan, values=values, method=record.method, notes=record.notes)
 
 
 def _real(at: StoredTensor, tensors: Mapping[str, Tensor], values: Mapping[str, QParams]) -> Tensor:
@@ -101,48 +129,68 @@ def _bytes_of_example(record: InputRecord) -> float:
     return 8.0 * math.prod(record.shape) if record.shape is not None else 0.0
 
 
-def check_network(graph: Graph, params: Params, limits: Limits) -> None:
+def check_network(net: Quantized, limits: Limits) -> None:
     """Raise QuantizationError if the operations do not fit together, the parameters do not fit them, or a call on the
     example or on one of the samples takes more than `limits`.
     """
-    check_cost(graph.module, tree_leaves((graph.example_args, graph.example_kwargs)), limits, recorded=True)
-    check_belongs(graph, params.plan)
-    _check_scales(graph, params)
-    signature = signature_of(graph)
-    for args, kwargs in params.samples:
+    check_cost(net.graph.module, tree_leaves((net.graph.example_args, net.graph.example_kwargs)), limits, recorded=True)
+    _check_edges(net.plan)
+    _check_scales(net)
+    signature = signature_of(net.graph)
+    for args, kwargs in net.samples:
         signature.flatten(args, kwargs)
-        check_cost(graph.module, tree_leaves((args, kwargs)), limits, recorded=False)
+        check_cost(net.graph.module, tree_leaves((args, kwargs)), limits, recorded=False)
 
 
-def _check_scales(graph: Graph, params: Params) -> None:
+def _check_edges(plan: Plan) -> None:
+    """The plan names nodes that its graph has, and that read what it says."""
+    nodes = {node.name: node for node in plan.graph.module.graph.nodes}
+    for quantizer in plan.quantizers:
+        seen = next(filter(None, (_misread(nodes, edge) for edge in quantizer.edges)), None)
+        if seen is None and quantizer.constant != all(nodes[edge.source].op == "get_attr" for edge in quantizer.edges):
+            seen = f"what it rounds is {'not' if quantizer.constant else 'nothing but'} parameters"
+        if seen is not None:
+            raise refused(quantizer.name, seen)
+
+
+def _misread(nodes: Mapping[str, Node], edge: Edge) -> str | None:
+    missing = {edge.source, edge.user} - nodes.keys()
+    if missing:
+        return f"the graph has no {min(missing)!r}"
+    if nodes[edge.source] not in nodes[edge.user].all_input_nodes:
+        return f"{edge.user!r} does not read {edge.source!r} in the graph"
+    return None if is_floating(nodes[edge.source]) else f"{edge.source!r} is no floating-point tensor in the graph"
+
+
+def _check_scales(net: Quantized) -> None:
     """A scale for every channel that there is, no more and no fewer."""
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    for quantizer in params.plan.quantizers:
+    nodes = {node.name: node for node in net.graph.module.graph.nodes}
+    for quantizer in net.plan.quantizers:
         if not quantizer.edges or not quantizer.sites:
             raise refused(quantizer.name, "it rounds nothing")
         for edge in quantizer.edges:
             shape = nodes[edge.source].meta["val"].shape
             scheme = quantizer.scheme
             wanted = [] if scheme.rows else [int(size) for size in scheme.scale_shape(shape)]
-            found = list(params.values[quantizer.name].scale.shape)
+            found = list(net.values[quantizer.name].scale.shape)
             if wanted != found:
                 raise refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")
 
 
-def check_evidence(graph: Graph, params: Params, stated: Outputs | None) -> Outputs:
-    """What the simulation returns here for the samples of `params`.
+def check_evidence(net: Quantized, stated: Outputs | None) -> Outputs:
+    """What the simulation returns here for the samples of `net`.
 
     stated  what the file says that it returned where the network was saved
     raises  QuantizationError if that is another network's
     """
-    calls = calls_of(graph, params.samples)
-    found = simulated(graph, params, calls)
+    calls = calls_of(net.graph, net.samples)
+    found = simulated(net, calls)
     if stated is None:
         return found
     same = [[leaf.shape for leaf in leaves] for leaves in stated] == [
         [leaf.shape for leaf in leaves] for leaves in found
     ]
-    seen = agreement(found, stated, lambda: moved(graph, params, calls, 2**-10)) if same else None
+    seen = agreement(found, stated, lambda: moved(net, calls, 2**-10)) if same else None
     if seen is None or not seen.holds:
         how = seen or "of other shapes"
         raise refused(

@@ -26,9 +26,9 @@ from octavo.numerics.scheme import SMALLEST_SCALE
 LARGEST_BIAS = 2.0**30  # the other half of int32 is for the products
 
 
-def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]) -> dict[str, QParams]:
+def with_room_for_biases(plan: Plan, values: Mapping[str, QParams]) -> dict[str, QParams]:
     """`values` with the scales of weights large enough for the biases beside them."""
-    nodes = {node.name: node for node in graph.module.graph.nodes}
+    nodes = {node.name: node for node in plan.graph.module.graph.nodes}
     fixed = [quantizer for quantizer in plan.quantizers if not quantizer.scheme.rows]  # beside rows, biases are float
     inputs = {site.node: q for q in fixed for site in q.sites if site.role == "input"}
     found = dict(values)
@@ -36,7 +36,7 @@ def with_room_for_biases(graph: Graph, plan: Plan, values: Mapping[str, QParams]
         if quantizer.constant and quantizer.scheme.block is None:
             for site in quantizer.sites:
                 if site.role == "weight" and site.node in inputs:
-                    bias = _bias(graph, nodes[site.node])
+                    bias = _bias(plan.graph, nodes[site.node])
                     if bias is not None:
                         step = _of_outputs(found[inputs[site.node].name].scale, site, len(bias))
                         found[quantizer.name] = _raised(quantizer, found[quantizer.name], bias, step)

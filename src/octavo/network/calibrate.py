@@ -1,8 +1,8 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,17 +11,18 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from octavo.arguments import check_fields, checked
+from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.bias import with_room_for_biases
 from octavo.network.channels import ranges_of_channels
 from octavo.network.edit import attribute
 from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
-from octavo.network.insert import check_belongs, insert
+from octavo.network.insert import insert
 from octavo.network.join import joined
 from octavo.network.lobe import WHY, with_lobe
 from octavo.network.plan import Plan, Quantizer
+from octavo.network.quantized import Quantized
 from octavo.network.ranks import by_first, merged_over_ranks, together
 from octavo.network.samples import Call, Samples
 from octavo.numerics.affine import QParams, params_from_range, params_from_tensor, params_of_rows
@@ -55,42 +56,6 @@ class Stats(Mapping[str, Histogram | ChannelHistogram]):
         return Stats, (dict(self.histograms), self.samples)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    """The scale and zero-point of every quantizer of `plan`, chosen by `method`.
-
-    by       the method itself, if it is a function of the user's own: neither pickled nor saved
-    notes    where a rule overruled the method, or an engine the plan, and why
-    samples  a few of the inputs that calibration saw: every engine is checked on them
-    """
-
-    plan: Plan
-    values: Mapping[str, QParams]
-    method: str
-    notes: tuple[str, ...] = ()
-    samples: tuple[Call, ...] = field(default=(), repr=False, compare=False)
-    by: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        missing = [quantizer.name for quantizer in self.plan.quantizers if quantizer.name not in self.values]
-        if missing:
-            raise QuantizationError(
-                asked="use parameters with a plan",
-                seen=f"{len(missing)} of its quantizers have none",
-                remedy="choose the parameters from statistics of this very plan",
-                site=missing[0],
-            )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """With a plain dict: read-only views cannot be pickled."""
-        return _params, (self.plan, dict(self.values), self.method, self.notes, self.samples)
-
-
-def _params(plan: Plan, values: dict[str, QParams], method: str, notes: Any, samples: Any) -> Params:
-    return Params(plan=plan, values=MappingProxyType(values), method=method, notes=notes, samples=samples)
-
-
 class _Observer(nn.Module):
     """Counts what passes through, and passes it on."""
 
@@ -104,7 +69,7 @@ class _Observer(nn.Module):
 
 
 @checked
-def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
+def observe(plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}, and a few inputs: one pass over `batches` serves every method.
 
     Under torch.distributed every rank observes its own share, and all return the histograms of the whole: bit for bit
@@ -121,13 +86,13 @@ def observe(graph: Graph, plan: Plan, batches: Iterable[Any], *, progress: bool 
     def make(quantizer: Quantizer) -> nn.Module:
         return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
 
-    watched, samples = insert(graph, plan, make, own_parameters=False), Samples(graph)
+    watched, samples = insert(plan, make, own_parameters=False), Samples(plan.graph)
     total = len(batches) if isinstance(batches, Sized) else None
     seen = 0
     with together():
         with torch.inference_mode(), without_autocast():
             for batch in track(batches, "calibrating", total=total, disable=not progress):
-                _run(graph, watched, batch, seen, samples)
+                _run(plan.graph, watched, batch, seen, samples)
                 seen += 1
         histograms, seen = merged_over_ranks(histograms, seen)
         if seen == 0:
@@ -162,23 +127,22 @@ def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Sam
 
 @checked
 def choose_params(
-    graph: Graph, plan: Plan, stats: Mapping[str, Histogram | ChannelHistogram], by: RangeMethod | str = max_range
-) -> Params:
+    plan: Plan, stats: Mapping[str, Histogram | ChannelHistogram], by: RangeMethod | str = max_range
+) -> Quantized:
     """Scales for every quantizer: activations by the method `by`, weights by their exact maximum (§3.4, §4.1).
 
     The plan of what comes back has fewer quantizers, where a tensor that is read alone and through a concat can have
     one scale for both.
 
     The range of a GELU and its like ends earlier where that loses less than its part below zero (§5.3, GELU10; see
-    `octavo.network.lobe`): `Params.notes` says where.
+    `octavo.network.lobe`): `Quantized.notes` says where.
 
     by      a function of a histogram and a scheme, or the name of one: "max", "entropy", "99.99", "mse"
-    raises  QuantizationError if `plan` belongs to another graph, if `stats` has no histogram for a quantizer or an
-            empty one, and for a weight or range that its scheme cannot represent
+    raises  QuantizationError if `stats` has no histogram for a quantizer or an empty one, and for a weight or range
+            that its scheme cannot represent
     """
-    check_belongs(graph, plan)
     choose = method(by) if isinstance(by, str) else by
-    nodes = {node.name: node for node in graph.module.graph.nodes}
+    nodes = {node.name: node for node in plan.graph.module.graph.nodes}
     notes: dict[str, str] = {}
 
     def of_one(quantizer: Quantizer, histogram: Histogram) -> Range:
@@ -199,15 +163,15 @@ def choose_params(
     for quantizer in plan.quantizers:
         with _naming(quantizer.name):
             if quantizer.constant:
-                weight = attribute(graph.module, nodes[quantizer.edges[0].source])
+                weight = attribute(plan.graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
             elif quantizer.scheme.rows:
                 values[quantizer.name] = params_of_rows(quantizer.scheme)
             else:
                 values[quantizer.name] = ranges(quantizer, _seen(stats, quantizer.name))
     plan, values = joined(plan, values, stats, ranges)
-    values = with_room_for_biases(graph, plan, values)
-    return Params(
+    values = with_room_for_biases(plan, values)
+    return Quantized(
         plan=plan,
         values=MappingProxyType(values),
         method=getattr(choose, "__name__", str(choose)),
@@ -217,20 +181,20 @@ def choose_params(
     )
 
 
-def method_of(params: Params) -> RangeMethod | str:
-    """What chose `params`, to choose others by it.
+def method_of(net: Quantized) -> RangeMethod | str:
+    """What chose the scales of `net`, to choose others by it.
 
     raises  QuantizationError for a function of the user's own that was left behind when they were saved or pickled
     """
-    if params.by is not None:
-        return params.by
+    if net.by is not None:
+        return net.by
     try:
-        return method(params.method)
+        return method(net.method)
     except QuantizationError as error:
         raise QuantizationError(
             asked="choose scales again by the method of these parameters",
-            seen=f"{params.method!r} is a function of your own, which was not saved with them",
-            remedy="choose_params(graph, plan, stats, that function) makes parameters that have it",
+            seen=f"{net.method!r} is a function of your own, which was not saved with them",
+            remedy="choose_params(plan, stats, that function) makes parameters that have it",
         ) from error
 
 

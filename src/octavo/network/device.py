@@ -1,7 +1,7 @@
 """A network that was calibrated on a GPU, on the CPU: engines run there, and files say so."""
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -10,20 +10,27 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module, submodule
 from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized, on_graph
 
 CPU = torch.device("cpu")
-Known = TypeVar("Known", Params, Params | None)
+Network = TypeVar("Network", bound=Quantized | Graph)
 
 
-def on_cpu(graph: Graph, params: Known) -> tuple[Graph, Known]:
-    """Both as they are, or copies whose tensors, and those that the network makes while it runs, are on the CPU.
+def on_cpu(net: Network) -> Network:
+    """It as it is, or a copy whose tensors, and those that the network makes while it runs, are on the CPU.
 
     raises  QuantizationError if tensors of the network hold no values
     """
-    return _network(graph), None if params is None else _parameters(params)
+    return cast("Network", _network(net) if isinstance(net, Graph) else _quantized(net))
+
+
+def _quantized(net: Quantized) -> Quantized:
+    graph, leaves = _network(net.graph), tree_leaves(net.samples)
+    if any(leaf.device != CPU for leaf in leaves if isinstance(leaf, Tensor)):
+        net = replace(net, samples=tree_map(_moved, net.samples))
+    return net if graph is net.graph else on_graph(net, graph)
 
 
 def _network(graph: Graph) -> Graph:
@@ -47,12 +54,6 @@ def _network(graph: Graph) -> Graph:
     module.recompile()
     args, kwargs = tree_map(_moved, (graph.example_args, graph.example_kwargs))
     return replace(graph, module=module, example_args=args, example_kwargs=kwargs)
-
-
-def _parameters(params: Params) -> Params:
-    """Their samples: all else of them is always there."""
-    devices = {leaf.device for leaf in tree_leaves(params.samples) if isinstance(leaf, Tensor)}
-    return params if devices <= {CPU} else replace(params, samples=tree_map(_moved, params.samples))
 
 
 def _devices(node: Node) -> list[torch.device]:

@@ -1,15 +1,13 @@
 """Insertion: a module at every quantizer of a graph. Observing, simulating and exporting differ only in the module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from octavo.errors import QuantizationError
-from octavo.network.edit import copy_module, is_floating
+from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
 from octavo.network.plan import Plan, Quantizer
-from octavo.network.share import Edge
 from octavo.numerics.affine import QParams
 
 
@@ -29,17 +27,16 @@ class Rounding(nn.Module):
 MakeModule = Callable[[Quantizer], nn.Module]
 
 
-def insert(graph: Graph, plan: Plan, make: MakeModule, *, own_parameters: bool = True) -> GraphModule:
-    """A copy of `graph.module` in which the readers of each quantizer read `make(quantizer)(source)` instead.
+def insert(plan: Plan, make: MakeModule, *, own_parameters: bool = True) -> GraphModule:
+    """A copy of the plan's module in which the readers of each quantizer read `make(quantizer)(source)` instead.
 
-    own_parameters  copy the parameters too, so that training the result leaves `graph` as it is; else share them
-    raises          QuantizationError if `plan` was made for another graph
+    own_parameters  copy the parameters too, so that training the result leaves those of the plan as they are; else
+                    share them
     """
-    check_belongs(graph, plan)
-    module = copy_module(graph.module, own_parameters=own_parameters)
+    module = copy_module(plan.graph.module, own_parameters=own_parameters)
     nodes = {node.name: node for node in module.graph.nodes}
     for index, quantizer in enumerate(plan.quantizers):
-        target = place(graph, index, quantizer)
+        target = place(plan.graph, index, quantizer)
         module.add_submodule(target, make(quantizer))
         _redirect(nodes, quantizer, target)
     module.graph.lint()
@@ -56,31 +53,6 @@ def place(graph: Graph, index: int, quantizer: Quantizer) -> str:
     while hasattr(graph.module, within):
         within += "_"
     return f"{within}.{index}_{quantizer.name.replace('.', '_').replace('@', '_')}"
-
-
-def check_belongs(graph: Graph, plan: Plan) -> None:
-    """Raise QuantizationError if `plan` names nodes that `graph` does not have, or that do not read what it says."""
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    for quantizer in plan.quantizers:
-        seen = next(filter(None, (_misread(nodes, edge) for edge in quantizer.edges)), None)
-        if seen is None and quantizer.constant != all(nodes[edge.source].op == "get_attr" for edge in quantizer.edges):
-            seen = f"what it rounds is {'not' if quantizer.constant else 'nothing but'} parameters"
-        if seen is not None:
-            raise QuantizationError(
-                asked="use a plan with a graph",
-                seen=f"{seen}: the plan was made for another one",
-                remedy="make the plan from this very graph",
-                site=quantizer.name,
-            )
-
-
-def _misread(nodes: Mapping[str, Node], edge: Edge) -> str | None:
-    missing = {edge.source, edge.user} - nodes.keys()
-    if missing:
-        return f"the graph has no {min(missing)!r}"
-    if nodes[edge.source] not in nodes[edge.user].all_input_nodes:
-        return f"{edge.user!r} does not read {edge.source!r} in the graph"
-    return None if is_floating(nodes[edge.source]) else f"{edge.source!r} is no floating-point tensor in the graph"
 
 
 def _redirect(nodes: dict[str, Node], quantizer: Quantizer, target: str) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 
 SIMULATION = "simulation"
 TRAINING = "training"
@@ -14,10 +14,9 @@ Model = TypeVar("Model", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The graph, the parameters (None for a float network), and the engine or `SIMULATION`."""
+    """The network that runs, quantized or as it was captured, and the engine that runs it, or `SIMULATION`."""
 
-    graph: Graph
-    params: Params | None
+    net: Quantized | Graph
     engine: str
 
 

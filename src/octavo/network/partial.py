@@ -6,24 +6,20 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
-from octavo.network.graph import Graph
-from octavo.network.insert import check_belongs
 from octavo.network.join import together
 from octavo.network.operations import OUTPUT
 from octavo.network.plan import Plan, Quantizer, make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 
 
-def layers(graph: Graph, plan: Plan) -> tuple[str, ...]:
+def layers(plan: Plan) -> tuple[str, ...]:
     """The layers that `plan` quantizes, in data-flow order: what can be left in float one by one.
 
     Residual additions are layers ("layer1.0.add"), and so is every further call of one ("conv1@1").
-    raises  QuantizationError if `plan` was made for another graph
     """
-    check_belongs(graph, plan)
     names = layers_of_nodes(plan)
-    return tuple(dict.fromkeys(names[node.name] for node in graph.module.graph.nodes if node.name in names))
+    return tuple(dict.fromkeys(names[node.name] for node in plan.graph.module.graph.nodes if node.name in names))
 
 
 def layers_of_nodes(plan: Plan) -> dict[str, str]:
@@ -32,31 +28,31 @@ def layers_of_nodes(plan: Plan) -> dict[str, str]:
     return {site.node: site.layer for site in sites if site.role != OUTPUT}
 
 
-def keep_float(graph: Graph, params: Params, names: Collection[str]) -> Params:
-    """`params` with the layers `names` left in float; every other layer keeps its scales, so nothing is calibrated.
+def keep_float(net: Quantized, names: Collection[str]) -> Quantized:
+    """`net` with the layers `names` left in float; every other layer keeps its scales, so nothing is calibrated.
 
     raises  QuantizationError for a name that is not in `layers`, and if no layer is left to quantize
     """
-    order = layers(graph, params.plan)
+    order = layers(net.plan)
     _check_known(names, order)
     skips = [Rule(name, skip=True, exact=True) for name in order if name in names]
-    rules = _still_deciding(graph, params.plan, names)
-    return _with_scales_of(params, make_plan(graph, [*skips, *rules], target=params.plan.target))
+    rules = _still_deciding(net.plan, names)
+    return _with_scales_of(net, make_plan(net.graph, [*skips, *rules], target=net.plan.target))
 
 
-def quantize_only(graph: Graph, params: Params, names: Collection[str]) -> Params:
-    """`params` with all layers but `names` left in float.
+def quantize_only(net: Quantized, names: Collection[str]) -> Quantized:
+    """`net` with all layers but `names` left in float.
 
     raises  QuantizationError for a name that is not in `layers`, and for no names at all
     """
-    order = layers(graph, params.plan)
+    order = layers(net.plan)
     _check_known(names, order)
-    return keep_float(graph, params, [name for name in order if name not in names])
+    return keep_float(net, [name for name in order if name not in names])
 
 
-def _still_deciding(graph: Graph, plan: Plan, names: Collection[str]) -> list[Rule]:
+def _still_deciding(plan: Plan, names: Collection[str]) -> list[Rule]:
     """The rules of `plan` that decide something outside `names`: without the others, which a plan would refuse."""
-    everywhere = make_plan(graph, target=plan.target)  # the sites of skipped layers too
+    everywhere = make_plan(plan.graph, target=plan.target)  # the sites of skipped layers too
     left = [site for quantizer in everywhere.quantizers for site in quantizer.sites if site.layer not in names]
     deciding = {_first_match(site, plan.rules) for site in left}
     return [rule for i, rule in enumerate(plan.rules) if i in deciding]
@@ -66,19 +62,19 @@ def _first_match(site: Site, rules: Sequence[Rule]) -> int | None:
     return next((i for i, rule in enumerate(rules) if rule.matches(site)), None)
 
 
-def _with_scales_of(params: Params, plan: Plan) -> Params:
-    """`plan` with the schemes and scales that its sites have in `params`.
+def _with_scales_of(net: Quantized, plan: Plan) -> Quantized:
+    """`plan` with the schemes and scales that its sites have in `net`.
 
     Where a reader is gone, tensors that shared a quantizer may have one each now: they keep the shared range, and its
     scheme, although one of them alone might have been seen to be never negative.
     """
-    full = {site: quantizer for quantizer in params.plan.quantizers for site in quantizer.sites}
+    full = {site: quantizer for quantizer in net.plan.quantizers for site in quantizer.sites}
     parts: dict[str, list[Quantizer]] = {}
     for part in plan.quantizers:
         parts.setdefault(full[part.sites[0]].name, []).append(part)
     quantizers = tuple(together(own, full[own[0].sites[0]].scheme) for own in parts.values())
-    values = {part.name: params.values[full[part.sites[0]].name] for part in quantizers}
-    return replace(params, plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values))
+    values = {part.name: net.values[full[part.sites[0]].name] for part in quantizers}
+    return replace(net, plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values))
 
 
 def _check_known(names: Collection[str], order: Sequence[str]) -> None:

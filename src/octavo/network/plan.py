@@ -5,7 +5,7 @@ operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from torch.fx import Node
@@ -85,8 +85,12 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every quantizer of a network, in the order of the data flow. Names of quantizers are unique."""
+    """Every quantizer of a network, in the order of the data flow. Names of quantizers are unique.
 
+    graph  the network
+    """
+
+    graph: Graph = field(repr=False, compare=False)
     target: Target
     rules: tuple[Rule, ...]
     quantizers: tuple[Quantizer, ...]
@@ -122,7 +126,9 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
             + "".join(f" ({kept.site}: {kept.reason})" for kept in coverage.kept_float[:1]),
             remedy='end the rules with Rule("*"), or capture a network with convolutions, linears or matmuls',
         )
-    return Plan(target=target, rules=tuple(rules), quantizers=_quantizers(chosen, target), coverage=coverage)
+    return Plan(
+        graph=graph, target=target, rules=tuple(rules), quantizers=_quantizers(chosen, target), coverage=coverage
+    )
 
 
 def layer_names(graph: Graph, target: Target) -> dict[str, str]:

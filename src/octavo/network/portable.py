@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.network.graph import Graph
-from octavo.network.record import GraphRecord, graph_of, graph_record, tensors_of
+from octavo.network.record import GraphRecord, graph_from, graph_record, tensors_of
 
 Packed = tuple[GraphRecord, dict[str, Tensor], dict[str, bool], tuple[Any, ...], dict[str, Any]]
 
@@ -31,7 +31,7 @@ def unpacked(
     kwargs: dict[str, Any],
 ) -> Graph:
     """The graph, whose parameters are parameters again, with the example that it was captured with."""
-    graph = graph_of(record, tensors, operators={row.target for row in record.nodes})  # whoever unpickles trusts it
+    graph = graph_from(record, tensors, operators={row.target for row in record.nodes})  # whoever unpickles trusts it
     for name in trained.keys() & tensors.keys():
         path, _, leaf = name.rpartition(".")
         owner = graph.module.get_submodule(path)

@@ -112,7 +112,7 @@ def tensors_of(graph: Graph) -> dict[str, Tensor]:
     }
 
 
-def graph_of(record: GraphRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str] = ()) -> Graph:
+def graph_from(record: GraphRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str] = ()) -> Graph:
     """The graph that `record` was made from, with these tensors; its example inputs are random in the same ranges.
 
     Nothing is computed: `octavo.network.cost` says whether the operations fit together, and what they would take.

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from octavo.arguments import checked
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph, device_of
 from octavo.network.inputs import Inputs
 from octavo.network.insert import Rounding, insert
 from octavo.network.origin import SIMULATION, Origin, remember
 from octavo.network.plan import Quantizer
+from octavo.network.quantized import Quantized
 from octavo.numerics.affine import round_through
 
 
@@ -30,20 +30,20 @@ class FakeQuantize(Rounding):
 
 
 @checked
-def simulate(graph: Graph, params: Params) -> GraphModule:
+def simulate(net: Quantized) -> GraphModule:
     """A module called like the user's model, with the user's parameter names, that rounds as the integers will.
 
     It computes in float and is slower than the float model: use it to score and to train, and time `compile`'s result.
     """
 
     def make(quantizer: Quantizer) -> nn.Module:
-        return FakeQuantize(params.values[quantizer.name]).to(graph.device)
+        return FakeQuantize(net.values[quantizer.name]).to(net.graph.device)
 
-    module = insert(graph, params.plan, make)
+    module = insert(net.plan, make)
     vars(module)["extra_repr"] = _purpose
-    check_calls(module, graph)
-    copy_by(module, simulate, graph, params)
-    return remember(module, Origin(graph=graph, params=params, engine=SIMULATION))
+    check_calls(module, net.graph)
+    copy_by(module, simulate, net)
+    return remember(module, Origin(net=net, engine=SIMULATION))
 
 
 def check_calls(module: nn.Module, graph: Graph) -> None:
@@ -56,11 +56,11 @@ def _check_call(inputs: Inputs, module: nn.Module, args: tuple[Any, ...], kwargs
         inputs.check(args, kwargs, device=device_of(module))
 
 
-def copy_by(module: GraphModule, make: Callable[..., GraphModule], graph: Graph, params: Params) -> None:
-    """Let a copy or a pickle of `module`, which is make(graph, params), be made anew and given the state it has now."""
+def copy_by(module: GraphModule, make: Callable[..., GraphModule], net: Quantized) -> None:
+    """Let a copy or a pickle of `module`, which is make(net), be made anew and given the state it has now."""
 
     def state(self: GraphModule) -> tuple[Any, ...]:
-        return make, graph, params, self.state_dict(), self.training
+        return make, net, self.state_dict(), self.training
 
     own: Any = type(module)  # torch gives every GraphModule a class of its own
     own.__reduce__ = lambda self: (_made_again, state(self))
@@ -68,9 +68,9 @@ def copy_by(module: GraphModule, make: Callable[..., GraphModule], graph: Graph,
 
 
 def _made_again(
-    make: Callable[..., GraphModule], graph: Graph, params: Params, state: dict[str, Tensor], training: bool
+    make: Callable[..., GraphModule], net: Quantized, state: dict[str, Tensor], training: bool
 ) -> GraphModule:
-    module = make(graph, params)
+    module = make(net)
     module.load_state_dict(state, strict=False)  # it may lack constants that a state does not keep
     module.training = training
     return module

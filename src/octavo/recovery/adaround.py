@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from octavo.arguments import checked
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, is_constant
-from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 from octavo.numerics.affine import beside
 from octavo.numerics.scheme import Scheme
 from octavo.recovery.lockstep import Layer, walk
@@ -33,7 +32,7 @@ BETA = (20.0, 2.0)  # first and last
 
 
 @checked
-def learn_rounding(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def learn_rounding(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Weights on their integers' grid, rounded as the layer's output asks; scales stay. See above.
 
     A layer keeps the nearest integers if learning does not bring its output nearer to the float network's.
@@ -53,7 +52,7 @@ def learn_rounding(graph: Graph, params: Params, batches: Iterable[Any]) -> tupl
         if layer.error() >= before:
             layer.set_weight(original)
 
-    return walk(graph, params, batches, fix)
+    return walk(net, batches, fix)
 
 
 def _learned(layer: Layer, weight: Tensor, scale: Tensor, scheme: Scheme, before: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Quantization-aware training: a short fine-tuning in which weights get used to the rounding (Wu et al. 2020, §5.2).
 
-    finetune(graph, params, train=loader, loss=…, original_epochs=…, original_lr=…) ─▶ Trained(graph, params)
+    finetune(net, train=loader, loss=…, original_epochs=…, original_lr=…) ─▶ Trained(net)
 
-    which is    module = trainable(graph, params);  fit(module, train=loader, …);  trained(graph, params, module)
+    which is    module = trainable(net);  fit(module, train=loader, …);  trained(net, module)
 
 The schedule is the paper's: a tenth of the original epochs, from a hundredth of the original learning rate down to a
 hundredth of that along a cosine; ranges stay where calibration put them. Accelerate runs the loop, on one process or
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.files import scratch
+from octavo.former import former
 from octavo.machine import versions_of
-from octavo.network.calibrate import Params
 from octavo.network.digest import digest_of_batch, digest_of_tensors, source_of
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import TRAINING, Origin, origin_of
+from octavo.network.quantized import Quantized
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
 from octavo.recovery.accelerated import Feed, MakeOptimizer, accelerated, batches_of, everywhere, prepared
@@ -41,9 +42,20 @@ from octavo.recovery.trainable import Ranges, Weights, trainable, trained
 class Trained:
     """What training made of a network."""
 
-    graph: Graph
-    params: Params
+    net: Quantized
     history: History
+
+    @property
+    def graph(self) -> Graph:
+        """Of old: `net.graph`."""
+        former("Trained.graph", "Trained.net")
+        return self.net.graph
+
+    @property
+    def params(self) -> Quantized:
+        """Of old: `net`."""
+        former("Trained.params", "Trained.net")
+        return self.net
 
 
 def sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -86,8 +98,8 @@ def fit(
                  accelerate is not installed
     """
     origin = _origin(module)
-    graph, params = origin.graph, origin.params
-    assert params is not None
+    net = origin.net
+    assert isinstance(net, Quantized)
     schedule = schedule or _derived(original_epochs, original_lr)
     batches_of(train)
     if loss is None and distill is None:
@@ -98,20 +110,20 @@ def fit(
             seen="it cannot prepare a module for training",
             remedy="pass an accelerate.Accelerator, or leave it out",
         )
-    objective = Objective(graph, loss, distill)
+    objective = Objective(net.graph, loss, distill)
 
     def metric() -> float | None:
         if evaluate is None:
             return None
-        return by_first(lambda: one_number(evaluate(simulate(*trained(graph, params, module)))))
+        return by_first(lambda: one_number(evaluate(simulate(trained(net, module)))))
 
     with (
-        accelerated(accelerator, graph.device) as runner,
+        accelerated(accelerator, net.graph.device) as runner,
         prepared(module, optimizer, schedule.learning_rate, runner) as (ready, maker),
         _folder(out) as folder,
     ):
         feed = Feed(train, runner)
-        identity = _identity(module, params, train, runner) | {
+        identity = _identity(module, net, train, runner) | {
             "settings": repr((schedule, seed, compile, higher_is_better)),
             "functions": digest_of_batch([source_of(one) for one in (loss, distill, optimizer, evaluate)]),
         }
@@ -133,18 +145,15 @@ def fit(
 
 
 @checked
-def finetune(
-    graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed", **options: Any
-) -> Trained:
-    """Train `graph` with the rounding of `params` in it; both stay as they are.
+def finetune(net: Quantized, *, weights: Weights = "follow", ranges: Ranges = "fixed", **options: Any) -> Trained:
+    """Train the network with its rounding in it ("quantization-aware training", §5.2); `net` stays as it is.
 
     weights, ranges  see `trainable`
     options          see `fit`
     """
-    module = trainable(graph, params, weights=weights, ranges=ranges)
+    module = trainable(net, weights=weights, ranges=ranges)
     history = fit(module, **options)
-    graph, params = trained(graph, params, module)
-    return Trained(graph=graph, params=params, history=history)
+    return Trained(net=trained(net, module), history=history)
 
 
 def _epoch(
@@ -180,13 +189,13 @@ def _loss(run: Callable[..., Any], objective: Objective, batch: Any, accelerator
     return value
 
 
-def _identity(module: nn.Module, params: Params, train: Iterable[Any], accelerator: Any) -> dict[str, str]:
+def _identity(module: nn.Module, net: Quantized, train: Iterable[Any], accelerator: Any) -> dict[str, str]:
     """What tells one training from another, beside its settings: no checkpoint of another is gone on from."""
-    scales = [[name, one.scale, one.zero_point] for name, one in params.values.items()]
-    first = network_inputs(_origin(module).graph, train[0]) if isinstance(train, Sequence) else None
+    scales = [[name, one.scale, one.zero_point] for name, one in net.values.items()]
+    first = network_inputs(net.graph, train[0]) if isinstance(train, Sequence) else None
     return {
         "network": digest_of_batch([str(module), digest_of_tensors(module.state_dict().items())]),
-        "parameters": digest_of_batch([repr(params.plan), scales]),
+        "parameters": digest_of_batch([repr(net.plan), scales]),
         "data": digest_of_batch([batches_of(train), first]),
         "processes": repr((accelerator.num_processes, accelerator.mixed_precision)),
         "versions": repr(versions_of("octavo", "torch", "accelerate")),
@@ -201,7 +210,7 @@ def _origin(module: nn.Module) -> Origin:
             seen="the module has no rounding to train with"
             if origin is None
             else f"it was made for the {origin.engine}",
-            remedy="train what octavo.trainable(graph, params) returns",
+            remedy="train what octavo.trainable(net) returns",
         )
     return origin
 

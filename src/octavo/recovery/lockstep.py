@@ -8,9 +8,8 @@ stays only where it helps on samples that it was not fitted to: at the layer's o
 import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, emit_parameter, forget_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import operation
+from octavo.network.quantized import Quantized, on_graph
 from octavo.numerics.affine import QParams, round_by
 from octavo.recovery.stepwise import Operation, Values, call, last_readers, operations, read_again, run
 
@@ -144,8 +143,8 @@ def relative_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     )
 
 
-def walk(graph: Graph, params: Params, batches: Iterable[Any], fix: Fix) -> tuple[Graph, Params]:
-    """`graph` and `params` as `fix` leaves them, called once for every quantized operation in data-flow order.
+def walk(net: Quantized, batches: Iterable[Any], fix: Fix) -> Quantized:
+    """`net` as `fix` leaves it, called once for every quantized operation in data-flow order.
 
     What `fix` does to a layer is undone unless the squared error falls both of the layer's output and of the network's,
     on a quarter of the batches, at least one, which `fix` does not see. A single batch both fits and judges.
@@ -153,10 +152,10 @@ def walk(graph: Graph, params: Params, batches: Iterable[Any], fix: Fix) -> tupl
     raises  QuantizationError for no batches
     """
     batches = read_again(batches, "repair a network")
-    own, scales = clone(graph), dict(params.values)
-    found = {operation.node: operation for operation in operations(own, params)}
+    own, scales = clone(net.graph), dict(net.values)
+    found = {operation.node: operation for operation in operations(on_graph(net, own))}
     with torch.no_grad():
-        float_values = [_by_copy(own, run(graph, batch)) for batch in batches]
+        float_values = [_by_copy(own, run(net.graph, batch)) for batch in batches]
         values: list[dict[Node, Any]] = [
             {node: known[node] for node in known if node.op in ("placeholder", "get_attr")} for known in float_values
         ]
@@ -187,7 +186,7 @@ def walk(graph: Graph, params: Params, batches: Iterable[Any], fix: Fix) -> tupl
             own.module.graph.erase_node(node)
     own.module.graph.lint()
     own.module.recompile()
-    return own, replace(params, values=MappingProxyType(scales))
+    return on_graph(net, own, scales)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.network.calibrate import Params, choose_params, method_of, observe
+from octavo.network.calibrate import choose_params, method_of, observe
 from octavo.network.graph import Graph, clone
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.ranks import gathered, together
 from octavo.network.simulate import simulate
 from octavo.recovery.lockstep import held_out, relative_error
@@ -44,8 +45,7 @@ class Move:
 class _Trial:
     """A network with some of the moves, and its errors on what judges: the network's, and each layer's."""
 
-    graph: Graph
-    params: Params
+    net: Quantized
     network: float
     layers: Mapping[str, float]
 
@@ -54,33 +54,31 @@ class _Trial:
         return sum(self.layers[name] for name in move.readers) < sum(before.layers[name] for name in move.readers)
 
 
-def keep_what_helps(
-    graph: Graph, params: Params, batches: Iterable[Any], moves: Sequence[Move]
-) -> tuple[Graph, Params]:
-    """`graph` with those of `moves` that bring its rounded outputs nearer to float; what was given if none does.
+def keep_what_helps(net: Quantized, batches: Iterable[Any], moves: Sequence[Move]) -> Quantized:
+    """`net` with those of `moves` that bring its rounded outputs nearer to float; what was given if none does.
 
-    Ranges are calibrated on all batches by the method of `params`; the last quarter of them, at least one, judges (see
+    Ranges are calibrated on all batches by the method of `net`; the last quarter of them, at least one, judges (see
     `held_out`; a single batch does both). First all moves are tried, then those whose layers gained by that. If either
     brings the network nearer, and every layer concerned, that is all. Else halves are tried, on top of what was kept,
     and halves of those that did not help, MOST_TRIALS in all; what was not tried is not made. A trial costs one pass
     over the batches and a run of the rounded network on those that judge.
 
-    raises  QuantizationError for a method that was not saved with `params`
+    raises  QuantizationError for a method that was not saved with `net`
     """
     with together():
-        judge = _Judge.of(graph, params, list(batches), moves)
+        judge = _Judge.of(net, list(batches), moves)
         given = judge.trial((), given=True)
         tried = list(moves)
         for _ in range(2):
             found = judge.trial(tried)
             gained = [move for move in tried if found.helps(given, move)]
             if len(gained) == len(tried) and judge.nearer(found, given):
-                return found.graph, found.params
+                return found.net
             if not 0 < len(gained) < len(tried):
                 break
             tried = gained
         best = judge.in_halves(given, moves)
-    return best.graph, best.params
+    return best.net
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,25 +88,24 @@ class _Judge:
     wanted  of the float network, for each batch that judges: what it returns, and the outputs of layers
     """
 
-    graph: Graph
-    params: Params
+    net: Quantized
     batches: Sequence[Any]
     heard: Sequence[Any]
     wanted: Sequence[tuple[list[Tensor], dict[str, Tensor]]]
 
     @staticmethod
-    def of(graph: Graph, params: Params, batches: Sequence[Any], moves: Sequence[Move]) -> "_Judge":
+    def of(net: Quantized, batches: Sequence[Any], moves: Sequence[Move]) -> "_Judge":
         names, heard = {name for move in moves for name in move.readers}, batches[-held_out(len(batches)) :]
-        wanted = [_values(graph, batch, names) for batch in heard]
-        return _Judge(graph=graph, params=params, batches=batches, heard=heard, wanted=wanted)
+        wanted = [_values(net.graph, batch, names) for batch in heard]
+        return _Judge(net=net, batches=batches, heard=heard, wanted=wanted)
 
     def trial(self, moves: Sequence[Move], *, given: bool = False) -> _Trial:
         """The network with these moves, and ranges for it; what was given as it is if `given`."""
-        graph, params = (self.graph, self.params) if given else _moved(self.graph, self.params, self.batches, moves)
+        net = self.net if given else _moved(self.net, self.batches, moves)
         divided = {name: by for move in moves for name, by in move.divided.items()}
         network, names = 0.0, list(self.wanted[0][1])
         layers = [0.0] * len(names)
-        module = replace(graph, module=simulate(graph, params))
+        module = replace(net.graph, module=simulate(net))
         for batch, (returned, outputs) in zip(self.heard, self.wanted, strict=True):
             found, values = _values(module, batch, outputs.keys())
             network += relative_error(returned, found)
@@ -116,7 +113,7 @@ class _Judge:
                 layers[number] += relative_error([outputs[name]], [values[name] * divided.get(name, 1.0)])
         # Under torchrun every rank has its own batches, and all must decide alike.
         network, *layers = map(math.fsum, zip(*gathered([network, *layers]), strict=True))
-        return _Trial(graph=graph, params=params, network=network, layers=dict(zip(names, layers, strict=True)))
+        return _Trial(net=net, network=network, layers=dict(zip(names, layers, strict=True)))
 
     def nearer(self, one: _Trial, other: _Trial) -> bool:
         """Whether the network of `one` is nearer to float; one that returns integers alone has no distance."""
@@ -143,17 +140,17 @@ def _halves(moves: Sequence[Move]) -> list[Sequence[Move]]:
     return [moves[:middle], moves[middle:]] if len(moves) > 1 else []
 
 
-def _moved(graph: Graph, params: Params, batches: Iterable[Any], moves: Sequence[Move]) -> tuple[Graph, Params]:
+def _moved(net: Quantized, batches: Iterable[Any], moves: Sequence[Move]) -> Quantized:
     """A copy with these moves, with scales for what it holds now by the same method; notes on the old ranges go."""
-    own = clone(graph)
+    own = clone(net.graph)
     for move in moves:
         move.make(own)
     own.module.graph.lint()
     own.module.recompile()
-    plan = make_plan(own, params.plan.rules, target=params.plan.target)
-    chosen = choose_params(own, plan, observe(own, plan, batches), method_of(params))
-    kept = tuple(note for note in params.notes if note.partition(": range ")[0] not in params.values)
-    return own, replace(chosen, notes=(*kept, *chosen.notes))
+    plan = make_plan(own, net.plan.rules, target=net.plan.target)
+    chosen = choose_params(plan, observe(plan, batches), method_of(net))
+    kept = tuple(note for note in net.notes if note.partition(": range ")[0] not in net.values)
+    return replace(chosen, notes=(*kept, *chosen.notes))
 
 
 def _values(graph: Graph, batch: Any, names: Iterable[str]) -> tuple[list[Tensor], dict[str, Tensor]]:

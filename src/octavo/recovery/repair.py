@@ -1,4 +1,4 @@
-"""Repairs before training: better parameters for the same function. Each is (graph, params, batches) → (graph, params).
+"""Repairs before training: better parameters for the same function. Each is (network, batches) → network.
 
 What is given stays as it is. Batches are unlabelled calibration data. None of them helps every network, so the recipe
 keeps a repair only if the metric says so.
@@ -13,21 +13,20 @@ from torch import Tensor
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.edit import is_constant
-from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 from octavo.recovery.adaround import learn_rounding
 from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
 from octavo.recovery.rescale import equalize, migrate
 from octavo.recovery.stepwise import read_again
 
-Repair = Callable[[Graph, Params, Iterable[Any]], tuple[Graph, Params]]
+Repair = Callable[[Quantized, Iterable[Any]], Quantized]
 
 SHARES = tuple(0.30 + 0.05 * step for step in range(15))  # of a calibrated range that refinement tries: 0.3 … 1
 
 
 @checked
-def correct_bias_analytically(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def correct_bias_analytically(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Take the mean error of each layer's rounded weights, (W_q − W)·E[x], out of its bias (Nagel et al. 2019, §4.2).
 
     E[x] is that of the float network: every layer is corrected for its own weights alone.
@@ -37,18 +36,18 @@ def correct_bias_analytically(graph: Graph, params: Params, batches: Iterable[An
         if layer.weight is not None:
             layer.shift_bias(_mean_error(layer, layer.outputs(weights_only=True)))
 
-    return walk(graph, params, batches, fix)
+    return walk(net, batches, fix)
 
 
 @checked
-def correct_bias(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def correct_bias(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Make each layer's mean output that of the float network, measured with all before it rounded and corrected."""
 
     def fix(layer: Layer) -> None:
         if layer.weight is not None:
             layer.shift_bias(_mean_error(layer, layer.outputs()))
 
-    return walk(graph, params, batches, fix)
+    return walk(net, batches, fix)
 
 
 def _mean_error(layer: Layer, outputs: list[Tensor]) -> Tensor:
@@ -61,7 +60,7 @@ def _mean_error(layer: Layer, outputs: list[Tensor]) -> Tensor:
 
 
 @checked
-def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def refine_ranges(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Shrink each activation's range, to the share in SHARES at which its first reader's output is nearest to float."""
     seen: set[str] = set()
 
@@ -71,7 +70,7 @@ def refine_ranges(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple
                 seen.add(name)
                 _refine(layer, name)
 
-    return walk(graph, params, batches, fix)
+    return walk(net, batches, fix)
 
 
 def _refine(layer: Layer, name: str) -> None:
@@ -102,7 +101,7 @@ SAME_FUNCTION = ("equalize", "migrate", "refine_ranges")
 
 
 @checked
-def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable[str]) -> tuple[Graph, Params]:
+def repair(net: Quantized, batches: Iterable[Any], names: Iterable[str]) -> Quantized:
     """Every repair of `names`, one after the other.
 
     batches  read once or twice for each repair; a generator is read once, and kept
@@ -116,5 +115,5 @@ def repair(graph: Graph, params: Params, batches: Iterable[Any], names: Iterable
                 seen="there is no such repair",
                 remedy=f"choose from {', '.join(REPAIRS)}",
             )
-        graph, params = REPAIRS[name](graph, params, batches)
-    return graph, params
+        net = REPAIRS[name](net, batches)
+    return net

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.arguments import checked
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
+from octavo.network.quantized import Quantized
 from octavo.recovery.moves import Move, keep_what_helps
 from octavo.recovery.stepwise import read_again, run
 
@@ -30,7 +30,7 @@ SHARE = 0.5  # α: how much of an outlier's size goes into the weights (Xiao et 
 
 
 @checked
-def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def equalize(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Give each channel between two layers the same range in both weights (Nagel et al. 2019, §4.1).
 
     W₁ᵢ / sᵢ and W₂ᵢ · sᵢ with sᵢ = √(max|W₁ᵢ| / max|W₂ᵢ|), where ReLU, a leaky one, or pooling alone lies between. A
@@ -38,7 +38,7 @@ def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Grap
     their weights: see `keep_what_helps`.
     """
     batches = list(read_again(batches, "equalize the channels of a network"))
-    own = clone(graph)
+    own = clone(net.graph)
     pairs = list(_pairs(own))
     total = [torch.ones(()) for _ in pairs]
     for _ in range(SWEEPS):
@@ -47,7 +47,7 @@ def equalize(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Grap
         if max((float(by.log().abs().max()) for by in moved), default=0.0) < SETTLED:
             break
     moves = [_equalization(own, first, second, by) for (first, second), by in zip(pairs, total, strict=True)]
-    return keep_what_helps(graph, params, batches, moves) if moves else (graph, params)
+    return keep_what_helps(net, batches, moves) if moves else net
 
 
 def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
@@ -126,7 +126,7 @@ def _equalization(graph: Graph, first: Node, second: Node, by: Tensor) -> Move:
 
 
 @checked
-def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph, Params]:
+def migrate(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Move outlying channels between a layer-norm and the linears that read it into their weights (Xiao et al. 2023).
 
     sⱼ = max|xⱼ|^α / max|Wⱼ|^(1−α). The layer-norm's own parameters take 1 / s, where linears alone read it; elsewhere a
@@ -134,10 +134,10 @@ def migrate(graph: Graph, params: Params, batches: Iterable[Any]) -> tuple[Graph
     outliers: see `keep_what_helps`.
     """
     batches = list(read_again(batches, "migrate outliers into weights"))
-    norms = list(_normalised(graph))
-    largest = _largest_inputs(graph, {norm.name for norm, _ in norms}, batches)
-    moves = [_migration(graph, norm, linears, largest[norm.name]) for norm, linears in norms]
-    return keep_what_helps(graph, params, batches, moves) if moves else (graph, params)
+    norms = list(_normalised(net.graph))
+    largest = _largest_inputs(net.graph, {norm.name for norm, _ in norms}, batches)
+    moves = [_migration(net.graph, norm, linears, largest[norm.name]) for norm, linears in norms]
+    return keep_what_helps(net, batches, moves) if moves else net
 
 
 def _migration(graph: Graph, norm: Node, linears: list[Node], largest: Tensor) -> Move:

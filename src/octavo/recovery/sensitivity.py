@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized
 from octavo.recovery.evaluate import real, sqnr_db
 from octavo.recovery.stepwise import (
     Operation,
@@ -58,7 +58,7 @@ def output_noise(reference: Any, output: Any, batch: Any) -> float:
 
 @checked
 def exact(
-    graph: Graph, params: Params, batches: Iterable[Any], loss: Loss = output_noise, *, progress: bool = False
+    net: Quantized, batches: Iterable[Any], loss: Loss = output_noise, *, progress: bool = False
 ) -> tuple[Sensitivity, ...]:
     """The loss of every layer of `params.plan` when it alone is quantized, the most sensitive first.
 
@@ -68,26 +68,24 @@ def exact(
     progress  show a progress bar with the time left
     raises    QuantizationError for no batches, and for a loss that is NaN, naming the layer
     """
-    layers, last_reader, tally = operations(graph, params), last_readers(graph), _Tally()
+    layers, last_reader, tally = operations(net), last_readers(net.graph), _Tally()
     total = len(batches) * len(layers) if isinstance(batches, Sized) else None
     with torch.no_grad(), Progress(disable=not progress) as bar:
         task = bar.add_task("sensitivity", total=total)
         for batch in batches:
-            values = run(graph, batch)
-            reference = outputs(graph, values)
+            values = run(net.graph, batch)
+            reference = outputs(net.graph, values)
             for operation in layers:
                 result, seconds = rounded_call(operation, values)
-                output = outputs(graph, rerun(operation.node, result, values, last_reader))
+                output = outputs(net.graph, rerun(operation.node, result, values, last_reader))
                 tally.add(operation.layer, _loss_of(operation.layer, loss, reference, output, batch), seconds)
                 bar.advance(task)
-            tally.samples.append(samples(graph, batch))
+            tally.samples.append(samples(net.graph, batch))
     return tally.sensitivities()
 
 
 @checked
-def fast(
-    graph: Graph, params: Params, batches: Iterable[Any], *, probes: int = 1, seed: int = 0
-) -> tuple[Sensitivity, ...]:
+def fast(net: Quantized, batches: Iterable[Any], *, probes: int = 1, seed: int = 0) -> tuple[Sensitivity, ...]:
     """An estimate of `exact` with `output_noise`, of all layers at once; the most sensitive first.
 
     Let δ be what rounding its inputs changes in the layer's own output and J the derivative of the network's outputs
@@ -102,10 +100,10 @@ def fast(
     returns  loss 0 for a layer that no gradient reaches
     raises   QuantizationError for no batches, and for a loss that is NaN, naming the layer
     """
-    layers = {operation.node: operation for operation in operations(graph, params)}
+    layers = {operation.node: operation for operation in operations(net)}
     source, tally = torch.Generator().manual_seed(seed), _Tally()
     for batch in batches:
-        errors, leaves = _run_with_errors(graph, layers, batch)
+        errors, leaves = _run_with_errors(net.graph, layers, batch)
         signal = sum(leaf.detach().double().square().sum().item() for leaf in leaves)
         noise = dict.fromkeys(errors, 0.0)
         for probe in range(probes):
@@ -114,7 +112,7 @@ def fast(
                 noise[layer] += error.take() / probes
         for layer, error in errors.items():
             tally.add(layer, _not_nan(layer, _ratio(noise[layer], signal)), error.seconds)
-        tally.samples.append(samples(graph, batch))
+        tally.samples.append(samples(net.graph, batch))
     return tally.sensitivities()
 
 

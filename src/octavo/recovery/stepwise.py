@@ -13,11 +13,10 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph, network_inputs
-from octavo.network.insert import check_belongs
 from octavo.network.operations import OUTPUT, operands
+from octavo.network.quantized import Quantized
 from octavo.network.rule import Site
 from octavo.numerics.affine import QParams, round_by
 
@@ -53,23 +52,19 @@ def read_again(batches: Iterable[Any], asked: str) -> Iterable[Any]:
     return kept
 
 
-def operations(graph: Graph, params: Params) -> list[Operation]:
-    """Every layer that `params.plan` quantizes, in data-flow order.
-
-    raises  QuantizationError if the plan was made for another graph
-    """
-    check_belongs(graph, params.plan)
+def operations(net: Quantized) -> list[Operation]:
+    """Every layer that the plan quantizes, in data-flow order."""
     reads: dict[str, list[tuple[Site, str]]] = {}
-    for quantizer in params.plan.quantizers:
+    for quantizer in net.plan.quantizers:
         for site in quantizer.sites:
             if site.role != OUTPUT:  # its reader is no layer: a pooling, say
                 reads.setdefault(site.node, []).append((site, quantizer.name))
     found = []
-    for node in graph.module.graph.nodes:
+    for node in net.graph.module.graph.nodes:
         if node.name in reads:
             sources = {operand.role: operand.source for operand in operands(node)}
             names = {sources[site.role]: name for site, name in reads[node.name]}
-            rounding = {source: params.values[name] for source, name in names.items()}
+            rounding = {source: net.values[name] for source, name in names.items()}
             layer = reads[node.name][0][0].layer
             found.append(Operation(layer=layer, node=node, rounding=rounding, quantizers=names))
     return found

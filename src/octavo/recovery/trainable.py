@@ -1,6 +1,6 @@
 """The network that quantization-aware training trains, and what it has become afterwards (Wu et al. 2020, §5.2).
 
-    trainable(graph, params) ─▶ a module, trained by any loop ─▶ trained(graph, params, module)
+    trainable(net) ─▶ a module, trained by any loop ─▶ trained(net, module)
 
 It is the simulation, whose rounding has the straight-through gradient: 1 inside the range, 0 outside. Ranges of
 activations are fixed at their calibrated values, as in the paper, or learned; ranges of weights follow the weights.
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.batch_norm import fold_batch_norm
-from octavo.network.calibrate import Params
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert, place
 from octavo.network.origin import TRAINING, Origin, remember
 from octavo.network.plan import Plan, Quantizer, make_plan
+from octavo.network.quantized import Quantized, on_graph
 from octavo.network.simulate import FakeQuantize, check_calls, copy_by
 from octavo.numerics.affine import QParams, params_from_tensor, round_through
 from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
@@ -104,7 +104,7 @@ class LiveBatchNorm(nn.Module):
 
 
 @checked
-def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", ranges: Ranges = "fixed") -> GraphModule:
+def trainable(net: Quantized, *, weights: Weights = "follow", ranges: Ranges = "fixed") -> GraphModule:
     """A module called like the user's model, with the user's parameter names, to be trained by any loop.
 
     weights  "follow": their ranges are their maximum at every step; "fixed": the calibrated ranges stay
@@ -113,19 +113,19 @@ def trainable(graph: Graph, params: Params, *, weights: Weights = "follow", rang
     """
 
     def make(quantizer: Quantizer) -> nn.Module:
-        chosen = params.values[quantizer.name]
+        chosen = net.values[quantizer.name]
         if quantizer.constant and weights == "follow":
             return FollowingWeight(quantizer.scheme)
         learned = not quantizer.constant and not quantizer.scheme.rows and ranges == "learned"
-        return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(graph.device)
+        return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(net.graph.device)
 
-    module = insert(graph, params.plan, make)
+    module = insert(net.plan, make)
     _enliven(module)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    check_calls(module, graph)
-    copy_by(module, partial(trainable, weights=weights, ranges=ranges), graph, params)
-    return remember(module, Origin(graph=graph, params=params, engine=TRAINING))
+    check_calls(module, net.graph)
+    copy_by(module, partial(trainable, weights=weights, ranges=ranges), net)
+    return remember(module, Origin(net=net, engine=TRAINING))
 
 
 def _enliven(module: GraphModule) -> None:
@@ -143,36 +143,36 @@ def _enliven(module: GraphModule) -> None:
 
 
 @checked
-def trained(graph: Graph, params: Params, module: nn.Module) -> tuple[Graph, Params]:
-    """(`graph` with the parameters that `module` has now, its scales); batch-norm folded. `graph` stays as it is.
+def trained(net: Quantized, module: nn.Module) -> Quantized:
+    """The network with the parameters that `module` has now, and its scales; batch-norm folded. `net` stays as it is.
 
-    module  what `trainable(graph, params)` returned
+    module  what `trainable(net)` returned
     raises  QuantizationError if a batch-norm is to be folded into weights that share one scale
     """
-    own = copy_module(graph.module)
+    own = copy_module(net.graph.module)
     state = module.state_dict()
-    places = [place(graph, index, quantizer) for index, quantizer in enumerate(params.plan.quantizers)]
+    places = [place(net.graph, index, quantizer) for index, quantizer in enumerate(net.plan.quantizers)]
     known = {name for name, _ in module.named_modules()}
     lacking = [name for name in own.state_dict() if name not in state] + [name for name in places if name not in known]
     if lacking:
         raise QuantizationError(
             asked="take the parameters of a trained module",
-            seen=f"the module has no {lacking[0]}: it was not made from this graph and these params",
-            remedy="pass what trainable(graph, params) returned, with the same graph and params",
+            seen=f"the module has no {lacking[0]}: it was not made from this network",
+            remedy="pass what trainable(net) returned, with the same net",
         )
     own.load_state_dict({name: state[name] for name in own.state_dict()})
     for name, parameter in own.named_parameters():
-        parameter.requires_grad_(graph.module.get_parameter(name).requires_grad)
-    found = replace(graph, module=own)
-    values = dict(params.values)
-    for path, quantizer in zip(places, params.plan.quantizers, strict=True):
+        parameter.requires_grad_(net.graph.module.get_parameter(name).requires_grad)
+    found = replace(net.graph, module=own)
+    values = dict(net.values)
+    for path, quantizer in zip(places, net.plan.quantizers, strict=True):
         rounding = module.get_submodule(path)
         if isinstance(rounding, FollowingWeight):
             weight = _weight(found, quantizer)
             values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
         elif isinstance(rounding, LearnedRange):
             values[quantizer.name] = rounding.params()
-    return _folded(found, replace(params, values=MappingProxyType(values)))
+    return _folded(on_graph(net, found, values))
 
 
 def _weight(graph: Graph, quantizer: Quantizer) -> Tensor:
@@ -180,22 +180,22 @@ def _weight(graph: Graph, quantizer: Quantizer) -> Tensor:
     return attribute(graph.module, node)
 
 
-def _folded(graph: Graph, params: Params) -> tuple[Graph, Params]:
+def _folded(net: Quantized) -> Quantized:
     """With every batch-norm in its convolution: the same function, as each channel's scale grows with its weights."""
-    if all(node.target is not aten.batch_norm.default for node in graph.module.graph.nodes):
-        return graph, params
-    folded = replace(graph, module=copy_module(graph.module))
+    if all(node.target is not aten.batch_norm.default for node in net.graph.module.graph.nodes):
+        return net
+    folded = replace(net.graph, module=copy_module(net.graph.module))
     fold_batch_norm(folded.module)
-    plan = make_plan(folded, params.plan.rules, target=params.plan.target)
-    before = {quantizer.name: quantizer for quantizer in params.plan.quantizers}
+    plan = make_plan(folded, net.plan.rules, target=net.plan.target)
+    before = {quantizer.name: quantizer for quantizer in net.plan.quantizers}
     _check_same(plan, before)
-    values = dict(params.values)
+    values = dict(net.values)
     for quantizer in plan.quantizers:
         if quantizer.constant:
-            old, new = _weight(graph, before[quantizer.name]), _weight(folded, quantizer)
+            old, new = _weight(net.graph, before[quantizer.name]), _weight(folded, quantizer)
             if not torch.equal(old, new):
                 values[quantizer.name] = _grown(values[quantizer.name], old, new, quantizer.name)
-    return folded, replace(params, plan=plan, values=MappingProxyType(values))
+    return replace(net, plan=plan, values=MappingProxyType(values))
 
 
 def _check_same(plan: Plan, before: Mapping[str, Quantizer]) -> None:

@@ -31,24 +31,24 @@ def bench(
     batch    size of the first dynamic axis; the inputs are random, in the ranges of the example it was captured with
     """
     artifact = read(path)
-    inputs = batch_of(artifact.graph, batch)
+    inputs = batch_of(artifact.net.graph, batch)
     network = compiled(artifact, engine=engine)
-    models = contestants(artifact.graph, artifact.graph.module, network)
+    models = contestants(artifact.net.graph, artifact.net.graph.module, network)
     record = {
         "artifact": path.name,
         "engine": engine or artifact.engine,
-        "method": artifact.params.method,
+        "method": artifact.net.method,
         "batch": batch,
         "size_mb": size_mb(path),
         **latency_record(*latency(models, inputs, rounds=rounds)),
-        "coverage": coverage_record(artifact.params.plan.coverage, ran(network)),
+        "coverage": coverage_record(artifact.net.coverage, ran(network)),
         "versions": versions(),
         "machine": machine(),
     }
     console.print(speed(record))
     for name, error in record["latency_errors"].items():
         console.print(f"{name} cannot run it: {error}", markup=False)
-    told = ran(network) or artifact.params.plan.coverage
+    told = ran(network) or artifact.net.coverage
     console.print(f"{path.name}: {record['size_mb']:.1f} MB, on {record['engine']}; {told}", markup=False)
     return record
 

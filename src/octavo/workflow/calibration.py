@@ -90,9 +90,9 @@ def _facts(graph: Graph, batches: Iterable[Any]) -> tuple[str, int | None]:
     return first, len(batches) if isinstance(batches, Sized) else None
 
 
-def statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
+def statistics(folder: Path, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
     """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
-    sites = [site.name for quantizer in plan.quantizers for site in quantizer.sites]
+    graph, sites = plan.graph, [site.name for quantizer in plan.quantizers for site in quantizer.sites]
     name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, data=gathered(_facts(graph, batches)))
 
     def stored() -> bytes | None:
@@ -102,7 +102,7 @@ def statistics(folder: Path, graph: Graph, plan: Plan, batches: Iterable[Any], p
     data = by_first(stored)
     if data is not None:
         return unpack_stats(data)
-    stats = observe(graph, plan, batches, progress=progress and is_first())
+    stats = observe(plan, batches, progress=progress and is_first())
 
     def keep() -> None:
         with Study(folder) as study:

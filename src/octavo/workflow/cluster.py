@@ -55,7 +55,6 @@ class Parcel:
         """The bench on this machine."""
         graph = capture(self.network, self.example, dynamic_axes=self.dynamic_axes)
         return Bench(
-            graph=graph,
             plan=make_plan(graph, self.rules, target=self.target),
             stats=unpack_stats(self.stats),
             evaluate=self.evaluate,

@@ -14,9 +14,9 @@ from octavo.engines.check import ENOUGH_DB, nearness, ran
 from octavo.engines.faults import EngineFaultError, compile_right
 from octavo.errors import QuantizationError
 from octavo.files import write
-from octavo.network.calibrate import Params
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
+from octavo.network.quantized import Quantized, target_of
 from octavo.network.samples import calls_of
 from octavo.workflow.race import choose_engine
 from octavo.workflow.trial import AUTO
@@ -26,13 +26,13 @@ LOG = logging.getLogger("octavo")
 
 @checked
 def compile(
-    graph: Graph, params: Params | None, *, engine: str = "openvino", check: bool = True, **options: Any
+    net: Quantized | Graph, *, engine: str = "openvino", check: bool = True, **options: Any
 ) -> engines.Compiled:
     """The quantized network, ready to be called like the user's model: on the CPU, wherever it was calibrated.
 
     engine   "auto" compiles, checks and times all that can be used here and takes the fastest: see `choose_engine`.
              What it found is logged, and is the `choice` of the network that comes back
-    params   None compiles the float network, where the engine can: the baseline to compare with
+    net      of a captured graph the float network is compiled, where the engine can: the baseline to compare with
     check    hand out the network only after it agreed with the simulation on the samples that calibration kept; a layer
              that the engine computes wrongly is left in float there, with a warning. See docs/engines.md
     options  go to the engine's own function (`compile_openvino`, …); "auto" takes none
@@ -40,20 +40,21 @@ def compile(
              something else than the network
     """
     if engine == AUTO:
-        return _fastest(graph, params, check, options)
-    if params is None:
-        return _float(graph, engine, check, options)
-    return (compile_right if check else engines.compile)(graph, params, engine=engine, **options)
+        return _fastest(net, check, options)
+    if isinstance(net, Graph):
+        return _float(net, engine, check, options)
+    return (compile_right if check else engines.compile)(net, engine=engine, **options)
 
 
-def _fastest(graph: Graph, params: Params | None, check: bool, options: dict[str, Any]) -> engines.Compiled:
-    if params is None or options:
+def _fastest(net: Quantized | Graph, check: bool, options: dict[str, Any]) -> engines.Compiled:
+    if isinstance(net, Graph) or options:
+        given = f"options were given: {', '.join(options)}"
         raise QuantizationError(
             asked='compile with engine="auto"',
-            seen="there are no parameters" if params is None else f"options were given: {', '.join(options)}",
+            seen="a captured graph is the float network" if isinstance(net, Graph) else given,
             remedy=f"name one of the engines {', '.join(available())}",
         )
-    compiled, choice = choose_engine(graph, params, check=check)
+    compiled, choice = choose_engine(net, check=check)
     vars(compiled)["choice"] = choice
     LOG.info("%s", choice)
     if choice.fastest != "int8":
@@ -63,8 +64,8 @@ def _fastest(graph: Graph, params: Params | None, check: bool, options: dict[str
 
 def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> engines.Compiled:
     """The float network; in float32 there is nothing to round, and it has to be the user's."""
-    graph, _ = on_cpu(graph, None)
-    network = engines.compile(graph, None, engine=engine, **options)
+    graph = on_cpu(graph)
+    network = engines.compile(graph, engine=engine, **options)
     if not check or options.get("precision", "f32") != "f32":
         return network
     calls = calls_of(graph, ())
@@ -79,12 +80,12 @@ def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> e
 
 
 @checked
-def export(graph: Graph, params: Params | None, path: str | PathLike[str]) -> None:
+def export(net: Quantized | Graph, path: str | PathLike[str]) -> None:
     """Write the network as one ONNX model with QuantizeLinear and DequantizeLinear, for any engine that reads them.
 
-    Dynamic axes are those of `graph`; what the plan leaves in float is float there. With a plan for the target
+    Dynamic axes are those of the graph; what the plan leaves in float is float there. With a plan for the target
     "tensorrt" the model is checked against the rules that TensorRT documents (`octavo.engines.tensorrt`).
-    params  None writes the float network
+    net     a captured graph is written as the float network
     raises  QuantizationError for an operation that ONNX cannot express, or a rule that is broken
     """
     from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
@@ -95,7 +96,7 @@ def export(graph: Graph, params: Params | None, path: str | PathLike[str]) -> No
         raise QuantizationError(
             asked="write an ONNX model", seen="this path is a folder", remedy="name a file in it", site=str(path)
         )
-    model = export_onnx(graph, params)
-    if params is not None and params.plan.target.name == "tensorrt":
+    model = export_onnx(net)
+    if target_of(net).name == "tensorrt":
         check_tensorrt(model)
     write(path, model.SerializeToString())

@@ -7,10 +7,11 @@ from os import PathLike
 from typing import Any, Literal
 
 from octavo.engines.artifact import save
+from octavo.former import former
 from octavo.machine import machine, versions
-from octavo.network.calibrate import Params
 from octavo.network.graph import Graph
 from octavo.network.plan import Coverage
+from octavo.network.quantized import Quantized
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.goal import Goal, Score, Verdict
 from octavo.workflow.ran import Ran, ran
@@ -33,7 +34,7 @@ class Result:
 
     met            whether the goal is met
     model          the network on its engine, called like the user's model
-    graph, params  what it was compiled from: `octavo.compile` them for another engine
+    net            what it was compiled from: `octavo.compile` it for another engine
     reference      the float network's score
     best           the trial that `model` was
     verdict        how that trial stands to the float network
@@ -45,8 +46,7 @@ class Result:
 
     met: bool
     model: Callable[..., Any]
-    graph: Graph
-    params: Params
+    net: Quantized
     engine: str
     goal: Goal
     reference: Score
@@ -60,7 +60,19 @@ class Result:
 
     def save(self, path: str | PathLike[str], *, form: Literal["file", "folder"] = "file") -> None:
         """Write `model`, so that `octavo.load` runs it without its class. See `octavo.save`."""
-        save(self.graph, self.params, path, engine=self.engine, form=form)
+        save(self.net, path, engine=self.engine, form=form)
+
+    @property
+    def graph(self) -> Graph:
+        """Of old: `net.graph`."""
+        former("Result.graph", "Result.net")
+        return self.net.graph
+
+    @property
+    def params(self) -> Quantized:
+        """Of old: `net`."""
+        former("Result.params", "Result.net")
+        return self.net
 
     @property
     def metric(self) -> float:
@@ -75,7 +87,7 @@ class Result:
     @property
     def coverage(self) -> Coverage:
         """How many of the compute-heavy operations the plan has in integers."""
-        return self.params.plan.coverage
+        return self.net.coverage
 
     @property
     def ran(self) -> Ran | None:
@@ -93,7 +105,7 @@ class Result:
         samples = len(self.reference.samples) if self.reference.samples is not None else None
         return {
             "engine": self.engine,
-            "target": self.params.plan.target.name,
+            "target": self.net.plan.target.name,
             "method": self.best.method,
             "rows": self.best.rows,
             "repairs": list(self.best.repairs),
@@ -113,8 +125,8 @@ class Result:
             "too_few_samples": self.too_few,
             "rungs": [asdict(rung) for rung in self.rungs],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
-            "notes": list(self.params.notes),
-            "rules": [str(rule) for rule in self.params.plan.rules],
+            "notes": list(self.net.notes),
+            "rules": [str(rule) for rule in self.net.plan.rules],
             "kept_float": list(self.kept_float),
             "sensitivities": [asdict(row) for row in self.sensitivities],
             "summary": self.summary,
@@ -183,9 +195,9 @@ def summary(result: Result) -> str:
     ]
     if (told := result.ran) is not None:
         lines.append(f"{told}.")
-    if result.params.notes:
-        more = f" ({len(result.params.notes) - 1} more in notes)" if len(result.params.notes) > 1 else ""
-        lines.append(f"Noted: {result.params.notes[0]}{more}.")
+    if result.net.notes:
+        more = f" ({len(result.net.notes) - 1} more in notes)" if len(result.net.notes) > 1 else ""
+        lines.append(f"Noted: {result.net.notes[0]}{more}.")
     if result.too_few and verdict.interval:
         lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
     if verdict.interval is None and result.reference.samples is None:

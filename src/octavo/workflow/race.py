@@ -18,12 +18,13 @@ from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
-from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.calibrate import choose_params, observe
 from octavo.network.device import on_cpu
 from octavo.network.digest import digest_of_graph
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.origin import SIMULATION
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.ranks import by_first
 from octavo.network.rule import Rule
 from octavo.network.target import Target, target_for
@@ -68,7 +69,7 @@ class Choice:
 
 @checked
 def choose_engine(
-    graph: Graph, params: Params, example: Any = None, *, check: bool = True, rounds: int = 15
+    net: Quantized, example: Any = None, *, check: bool = True, rounds: int = 15
 ) -> tuple[engines.Compiled, Choice]:
     """(The network on the engine that is fastest here, how that was found out).
 
@@ -82,13 +83,14 @@ def choose_engine(
             seen="there has to be one",
             remedy="leave it as it is by default",
         )
-    graph, params = on_cpu(graph, params)
+    net = on_cpu(net)
+    graph = net.graph
     args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
-    contestants = dict.fromkeys(_integer(), params)
-    candidates, latencies, rejected = _race(graph, contestants, (args, kwargs), check=check, rounds=rounds)
+    contestants = dict.fromkeys(_integer(), net)
+    candidates, latencies, rejected = _race(contestants, (args, kwargs), check=check, rounds=rounds)
     winner = next(iter(latencies))
     beside = {"int8": candidates[winner]} | {
-        precision: engines.compile(graph, None, engine=winner, precision=precision)
+        precision: engines.compile(graph, engine=winner, precision=precision)
         for precision in WITH_FLOAT.get(winner, ())
     }
     float_ms = _timed(beside, args, kwargs, rounds) if len(beside) > 1 else Latencies()
@@ -125,9 +127,9 @@ def engine_for(
 
         def raced() -> bytes:
             plans = {name: make_plan(graph, rules, target=target or target_for(name)) for name in names}
-            params = {name: choose_params(graph, plan, observe(graph, plan, batches)) for name, plan in plans.items()}
+            nets = {name: choose_params(plan, observe(plan, batches)) for name, plan in plans.items()}
             example = (graph.example_args, graph.example_kwargs)
-            _, latencies, rejected = _race(graph, params, example, check=True, rounds=15)
+            _, latencies, rejected = _race(nets, example, check=True, rounds=15)
             winner = next(iter(latencies))
             LOG.info("%s", Choice(engine=winner, latencies=latencies, float_ms=Latencies(), rejected=rejected))
             with Study(folder) as study:
@@ -144,14 +146,14 @@ def _integer() -> list[str]:
 
 
 def _race(
-    graph: Graph, params: Mapping[str, Params], example: tuple[Any, Any], *, check: bool, rounds: int
+    nets: Mapping[str, Quantized], example: tuple[Any, Any], *, check: bool, rounds: int
 ) -> tuple[dict[str, engines.Compiled], Latencies, dict[str, str]]:
     """({engine: network} of those that are right, their times, the fastest first, {engine: why it is out})."""
     candidates: dict[str, engines.Compiled] = {}
     rejected: dict[str, str] = {}
-    for name, own in params.items():
+    for name, net in nets.items():
         try:
-            candidates[name] = (compile_right if check else engines.compile)(graph, own, engine=name)
+            candidates[name] = (compile_right if check else engines.compile)(net, engine=name)
         except QuantizationError as error:
             rejected[name] = error.seen
     if not candidates:

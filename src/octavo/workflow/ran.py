@@ -11,6 +11,7 @@ from typing import Any
 from octavo.engines.execution import Execution
 from octavo.network.origin import origin_of
 from octavo.network.plan import Coverage
+from octavo.network.quantized import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,6 @@ class Ran:
 def ran(network: Callable[..., Any]) -> Ran | None:
     """What became of the plan of `network`, as `compile` or `load` returned it; None for a float network or another."""
     origin, executions = origin_of(network), getattr(network, "executions", None)
-    if origin is None or origin.params is None or executions is None:
+    if origin is None or not isinstance(origin.net, Quantized) or executions is None:
         return None
-    return Ran(engine=origin.engine, planned=origin.params.plan.coverage, executions=executions())
+    return Ran(engine=origin.engine, planned=origin.net.coverage, executions=executions())

@@ -20,12 +20,12 @@ from torch import nn
 from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
-from octavo.network.calibrate import Params
 from octavo.network.digest import digest_of_graph, source_of
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture
 from octavo.network.origin import origin_of
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target, target_for
@@ -48,7 +48,7 @@ from octavo.workflow.trial import (
     candidate_of,
     engine_named,
     network_of,
-    parts_of,
+    quantized,
     weights_of,
 )
 from octavo.workflow.view import View
@@ -107,12 +107,11 @@ def quantize(
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
-        stats = statistics(folder, graph, plan, batches, progress)
-        done: dict[Candidate, tuple[Graph, Params]] = {}
+        stats = statistics(folder, plan, batches, progress)
+        done: dict[Candidate, Quantized] = {}
 
         def bench(keep: Keep) -> Bench:
             return Bench(
-                graph=graph,
                 plan=plan,
                 stats=stats,
                 evaluate=evaluate,
@@ -203,15 +202,14 @@ def walked(search: Search, road: Road) -> Findings:
 
 
 def _result(found: Findings, bench: Bench) -> Result:
-    graph, params = parts_of(bench, candidate_of(found.best))
-    network = network_of(graph, params, bench.engine)
+    net = quantized(bench, candidate_of(found.best))
+    network = network_of(net, bench.engine)
     origin = origin_of(network)
-    params = origin.params if origin is not None and origin.params is not None else params  # less, on some engines
+    net = origin.net if origin is not None and isinstance(origin.net, Quantized) else net  # less, on some engines
     return Result(
         met=found.verdict.met,
         model=network,
-        graph=graph,
-        params=params,
+        net=net,
         engine=bench.engine,
         goal=bench.goal,
         reference=bench.reference,

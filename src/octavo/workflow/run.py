@@ -184,7 +184,7 @@ def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
 
 def _deployed(result: Result, model: Any, batch: Any, out: Path, rounds: int) -> dict[str, Any]:
     """Distance, size and time of the network as it would be deployed, beside the float one."""
-    graph = result.graph
+    graph = result.net.graph
     example = graph.example_kwargs or graph.example_args
     float_model = private_copy(model)
     models = contestants(graph, float_model, result.model)
@@ -220,7 +220,7 @@ def _sizes(result: Result, out: Path) -> dict[str, float | None]:
     from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (its packages may be missing)
 
     try:
-        models = {"float": export_onnx(result.graph, None), "int8": export_onnx(result.graph, result.params)}
+        models = {"float": export_onnx(result.net.graph), "int8": export_onnx(result.net)}
     except QuantizationError:
         return {"float": None, "int8": None}
     write(out / "model.onnx", models["int8"].SerializeToString())

@@ -21,7 +21,7 @@ from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
 from octavo.workflow.search import Search
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Candidate, candidate_of, fitted, parts_of, with_rows
+from octavo.workflow.trial import Candidate, candidate_of, fitted, quantized, with_rows
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
@@ -119,8 +119,7 @@ def partial(search: Search, road: Road) -> None:
     if best is None:
         return
     start = candidate_of(best)
-    graph, params = parts_of(search.bench, start)
-    order = layers(graph, params.plan)
+    order = layers(quantized(search.bench, start).plan)
     search.view.doing("sensitivity of every layer")
     road.sensitivities = _sensitivities(search, road, start)
     ranked = [row.layer for row in sorted(road.sensitivities, key=_gain(road.prefer), reverse=True)]
@@ -164,7 +163,7 @@ def _sensitivities(search: Search, road: Road, start: Candidate) -> tuple[Sensit
 
     def measure() -> bytes:
         batches = list(islice(road.calibration, SENSITIVITY_BATCHES))
-        rows = exact(*parts_of(bench, start), batches)
+        rows = exact(quantized(bench, start), batches)
         return json.dumps([asdict(row) for row in rows]).encode()
 
     kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{start}-{_rules(search)}", measure)

@@ -27,7 +27,7 @@ def contestants(graph: Graph, model: Model, int8: Model) -> dict[str, Any]:
     if "openvino" in available():
         precisions = {"openvino_fp32": "f32", "openvino_bf16": "bf16"}
         for name, precision in track(precisions.items(), "compiling", total=len(precisions)):
-            found[name] = compile(graph, None, engine="openvino", precision=precision)
+            found[name] = compile(graph, engine="openvino", precision=precision)
     return found | {"int8": int8}
 
 

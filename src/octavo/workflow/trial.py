@@ -14,12 +14,13 @@ from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError, reading
 from octavo.machine import versions, versions_of
-from octavo.network.calibrate import Params, Stats, choose_params
+from octavo.network.calibrate import Stats, choose_params
 from octavo.network.digest import source_of
 from octavo.network.graph import Graph
 from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan, make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows
 from octavo.recovery.repair import SAME_FUNCTION, repair
@@ -72,7 +73,6 @@ class Bench:
     model, data  digests: of the network, and of calibration data and float score
     """
 
-    graph: Graph
     plan: Plan
     stats: Stats
     evaluate: Evaluate
@@ -84,16 +84,21 @@ class Bench:
     batches: tuple[Any, ...] = ()
     train: Train | None = None
     keep: Keep = lambda _, make: make()
-    done: dict[Candidate, tuple[Graph, Params]] = field(default_factory=dict)
+    done: dict[Candidate, Quantized] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        """The float network."""
+        return self.plan.graph
 
 
-def parts_of(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
-    """The network and the scales of `candidate`. Repairs and training that candidates share are done once."""
+def quantized(bench: Bench, candidate: Candidate) -> Quantized:
+    """The network as `candidate` has it. Repairs and training that candidates share are done once."""
     whole = replace(candidate, kept_float=())
     if whole not in bench.done:
         bench.done[whole] = _made(bench, whole)
-    graph, params = bench.done[whole]
-    return graph, keep_float(graph, params, candidate.kept_float) if candidate.kept_float else params
+    net = bench.done[whole]
+    return keep_float(net, candidate.kept_float) if candidate.kept_float else net
 
 
 def fitted(candidate: Candidate) -> bool:
@@ -101,22 +106,22 @@ def fitted(candidate: Candidate) -> bool:
     return candidate.trained or not set(candidate.repairs) <= set(SAME_FUNCTION)
 
 
-def _made(bench: Bench, candidate: Candidate) -> tuple[Graph, Params]:
+def _made(bench: Bench, candidate: Candidate) -> Quantized:
     if candidate.trained:
-        graph, params = parts_of(bench, replace(candidate, trained=False))
-        module, weights = trainable(graph, params), weights_of(bench, candidate)
+        net = quantized(bench, replace(candidate, trained=False))
+        module, weights = trainable(net), weights_of(bench, candidate)
         assert weights is not None
         state = tensors_of(weights)
         with reading(
             asked="use the study", seen="the weights that it keeps are others", remedy="search in another folder"
         ):
             module.load_state_dict(state)
-        return trained(graph, params, module)
+        return trained(net, module)
     if candidate.repairs:
-        graph, params = parts_of(bench, replace(candidate, repairs=candidate.repairs[:-1]))
-        return repair(graph, params, bench.batches, candidate.repairs[-1:])
+        net = quantized(bench, replace(candidate, repairs=candidate.repairs[:-1]))
+        return repair(net, bench.batches, candidate.repairs[-1:])
     plan, stats = with_rows(bench) if candidate.rows else (bench.plan, bench.stats)
-    return bench.graph, choose_params(bench.graph, plan, stats, candidate.method)
+    return choose_params(plan, stats, candidate.method)
 
 
 def with_rows(bench: Bench) -> tuple[Plan, Stats]:
@@ -137,14 +142,14 @@ def weights_of(bench: Bench, candidate: Candidate) -> bytes | None:
         return None
 
     def make() -> bytes:
-        return _train(bench, trainable(*parts_of(bench, replace(candidate, trained=False, kept_float=()))))
+        return _train(bench, trainable(quantized(bench, replace(candidate, trained=False, kept_float=()))))
 
     return bench.keep(key_of(bench, replace(candidate, kept_float=())), make)
 
 
-def network_of(graph: Graph, params: Params, engine: str) -> Callable[..., Any]:
+def network_of(net: Quantized, engine: str) -> Callable[..., Any]:
     """The quantized network on `engine`, called like the user's model; on one that agrees with the simulation."""
-    return simulate(graph, params) if engine == SIMULATION else compile_right(graph, params, engine=engine)
+    return simulate(net) if engine == SIMULATION else compile_right(net, engine=engine)
 
 
 def _train(bench: Bench, module: nn.Module) -> bytes:
@@ -190,7 +195,7 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
     start = time.perf_counter()
     error = None
     try:
-        network = network_of(*parts_of(bench, candidate), bench.engine)
+        network = network_of(quantized(bench, candidate), bench.engine)
         found = score(bench.evaluate, network, reference=bench.reference, goal=bench.goal)
     except QuantizationError as refused:
         error, found = str(refused), Score(metric=-math.inf)

@@ -18,6 +18,7 @@ from octavo.engines.sites import Step, returning_sites
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments, network_inputs
 from octavo.network.origin import SIMULATION, origin_of
+from octavo.network.quantized import Quantized, graph_of
 from octavo.network.simulate import simulate
 from octavo.numerics.decibels import decibels
 from octavo.recovery.evaluate import leaf_pairs
@@ -79,7 +80,7 @@ def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) ->
     total, places = _Outputs(), {name: _Site(step) for name, step in steps.items()}
     origin = origin_of(a) or origin_of(b)
     for batch in inputs:
-        args, kwargs = network_inputs(origin.graph, batch) if origin else call_arguments(batch)
+        args, kwargs = network_inputs(graph_of(origin.net), batch) if origin else call_arguments(batch)
         with torch.inference_mode():
             found_a, found_b = a(*args, **kwargs), b(*args, **kwargs)
         if sites:
@@ -153,13 +154,13 @@ class _Site:
 def _with_sites(model: Model) -> tuple[Model, dict[str, Step]]:
     """(`model` returning {"output", "sites": {name: rounded value}}, {name: its step})."""
     origin = origin_of(model)
-    if origin is None or origin.params is None:
+    if origin is None or not isinstance(origin.net, Quantized):
         raise QuantizationError(
             asked="compare two executions site by site",
             seen=f"one of them is a {type(model).__name__} that rounds nowhere, or that Octavo did not make",
             remedy="compare what simulate and compile return, or leave sites out",
         )
-    graph, params, steps = returning_sites(origin.graph, origin.params)
+    net, steps = returning_sites(origin.net)
     if origin.engine == SIMULATION:
-        return simulate(graph, params), steps
-    return compile(graph, params, engine=origin.engine), steps
+        return simulate(net), steps
+    return compile(net, engine=origin.engine), steps

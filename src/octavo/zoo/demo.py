@@ -16,9 +16,10 @@ from torch import Tensor
 from octavo.engines import compile
 from octavo.files import write
 from octavo.machine import machine, versions
-from octavo.network.calibrate import Params, choose_params, observe
+from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import make_plan
+from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
 from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.outcome import coverage_record
@@ -41,16 +42,16 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
     model = task.build()
     graph = capture(model, task.example)
     plan = make_plan(graph, target=TARGET)
-    stats = observe(graph, plan, task.calibration(), progress=True)
-    candidates = {method: choose_params(graph, plan, stats, method) for method in METHODS}
-    params = closest(graph, candidates, task.calibration()[0])
-    int8: Any = compile(graph, params, engine=ENGINE)
+    stats = observe(plan, task.calibration(), progress=True)
+    candidates = {method: choose_params(plan, stats, method) for method in METHODS}
+    net = closest(graph, candidates, task.calibration()[0])
+    int8: Any = compile(net, engine=ENGINE)
     models = contestants(graph, model, int8)
     result = {
         "model": "efficientnet_lite0",
         "engine": ENGINE,
         "target": TARGET,
-        "method": params.method,
+        "method": net.method,
         **accuracy(task, model, int8),
         "size_mb": {"float": models["openvino_fp32"].size_mb, "int8": int8.size_mb},
         **latency_record(*latency(models, torch.randn(BATCH, 3, 224, 224), rounds=rounds)),
@@ -66,13 +67,13 @@ def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
     return result
 
 
-def closest(graph: Graph, candidates: Mapping[str, Params], batch: Any) -> Params:
+def closest(graph: Graph, candidates: Mapping[str, Quantized], batch: Any) -> Quantized:
     """The calibration whose simulated outputs are nearest to float on calibration data: that needs no labels."""
     with torch.inference_mode():
         reference = graph(batch)
         noise = {
-            method: sqnr_db(reference, simulate(graph, params)(batch))
-            for method, params in track(candidates.items(), "comparing methods", total=len(candidates))
+            method: sqnr_db(reference, simulate(net)(batch))
+            for method, net in track(candidates.items(), "comparing methods", total=len(candidates))
         }
     return candidates[max(noise, key=noise.__getitem__)]
 

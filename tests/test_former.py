@@ -1,0 +1,96 @@
+"""What the last version called otherwise still works, with a warning that names the new way."""
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.former import RETURNED_PAIRS, TOOK_PAIRS
+
+X = torch.randn(8, 6)
+SCHEDULE = octavo.Schedule(epochs=1, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def made():
+    graph = octavo.capture(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), X)
+    plan = octavo.make_plan(graph)
+    stats = octavo.observe(plan, [X])
+    return graph, plan, stats, octavo.choose_params(plan, stats)
+
+
+def calls(net, stats, folder):
+    """{function: (what it was made from, the arguments behind, keywords)}"""
+    module = octavo.trainable(net)
+    return {
+        "observe": (net.plan, [[X]], {}),
+        "choose_params": (net.plan, [stats, "entropy"], {}),
+        "simulate": (net, [], {}),
+        "compile": (net, [], {"engine": "reference"}),
+        "choose_engine": (net, [], {"rounds": 1}),
+        "export": (net, [folder / "net.onnx"], {}),
+        "save": (net, [folder / "net.octavo"], {"engine": "reference"}),
+        "repair": (net, [[X], ["correct_bias"]], {}),
+        "finetune": (net, [], {"train": [X], "schedule": SCHEDULE, "progress": False}),
+        "trainable": (net, [], {"ranges": "learned"}),
+        "trained": (net, [module], {}),
+    }
+
+
+@pytest.mark.parametrize("name", TOOK_PAIRS)
+@pytest.mark.parametrize("by", ["place", "name"])
+def test_a_graph_beside_what_was_made_from_it(name, by, made, tmp_path) -> None:
+    graph, _, stats, net = made
+    of, args, options = calls(net, stats, tmp_path)[name]
+    function = getattr(octavo, name)
+    if by == "name" and args:
+        pytest.skip("what stands behind has no name here")
+    pair = {"graph": graph, "params": of} if by == "name" else {}
+    with pytest.warns(DeprecationWarning, match=rf"octavo\.{name}\(graph, …\) is now octavo\.{name}\(…\)"):
+        found = function(**pair, **options) if pair else function(graph, of, *args, **options)
+    wanted = function(of, *args, **options)
+    if name in RETURNED_PAIRS:
+        graph_of_found, found = found
+        assert graph_of_found is found.graph
+    assert type(found) is type(wanted) or isinstance(found, nn.Module)
+    if isinstance(found, octavo.Quantized):
+        assert all(torch.equal(one.scale, wanted.values[key].scale) for key, one in found.values.items())
+
+
+def test_a_float_network_was_one_without_parameters(made) -> None:
+    with pytest.warns(DeprecationWarning, match=r"octavo\.compile\(graph, …\) is now"):
+        network = octavo.compile(made[0], None, engine="inductor")
+    torch.testing.assert_close(network(X), made[0](X))
+
+
+def test_another_graph_is_an_error(made) -> None:
+    other = octavo.capture(nn.Linear(6, 3), X)
+    with (
+        pytest.warns(DeprecationWarning, match=r"octavo\.simulate"),
+        pytest.raises(octavo.QuantizationError, match="was made from another graph"),
+    ):
+        octavo.simulate(other, made[-1])
+
+
+def test_names_and_fields(made) -> None:
+    with pytest.warns(DeprecationWarning, match=r"octavo\.Params is now octavo\.Quantized"):
+        assert octavo.Params is octavo.Quantized
+    with pytest.raises(AttributeError, match="'octavo' has no attribute 'Parameters'"):
+        octavo.Parameters  # noqa: B018
+    found = octavo.finetune(made[-1], train=[X], schedule=SCHEDULE, progress=False)
+    result = octavo.quantize(
+        nn.Sequential(nn.Linear(6, 3)), calibration=[X], evaluate=lambda network: 1.0, engine="simulation", trials=1,
+        progress=False,
+    )  # fmt: skip
+    for value in (found, result):
+        with pytest.warns(DeprecationWarning, match=r"\.graph is now .*\.net"):
+            assert value.graph is value.net.graph
+        with pytest.warns(DeprecationWarning, match=r"\.params is now .*\.net"):
+            assert value.params is value.net
+
+
+def test_calls_of_today_warn_of_nothing(made) -> None:
+    graph, plan, stats, net = made
+    octavo.simulate(octavo.choose_params(plan, stats))
+    octavo.compile(net, engine="reference")
+    octavo.compile(graph, engine="inductor")
