@@ -1,5 +1,6 @@
 import copy
 import logging
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -429,3 +430,25 @@ def test_every_pass_leaves_a_graph_that_verifies_and_computes_the_same(
             wanted, found = model(x.clone()), module(x.clone())
             wanted, found = (v[0] if isinstance(v, tuple) else v for v in (wanted, found))
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_runs_where_one_of_its_operators_is() -> None:
+    def ran(model, example) -> set[str]:
+        """The passes that rewrite what is exported of `model`."""
+        module, found = export(private_copy(model.eval()), (example,), {}, (0,)), set()
+        for name, one in PASSES.items():
+            replace(one, rewrite=lambda module, name=name, one=one: found.add(name) or one.rewrite(module))(module)
+        return found
+
+    x = torch.randn(2, 3, 8)
+    assert ran(nn.ReLU(), x) == set()
+    assert ran(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), x) == {"fold_constant_weights"}
+    assert ran(nn.GRU(8, 4, 2, batch_first=True), x) >= {"split_recurrent", "fold_constant_weights"}
+    assert "to_matmul" in ran(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), x)
+    assert "fold_batch_norm" in ran(nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)), x)
+
+
+def test_what_nothing_reads_is_gone_also_where_no_pass_runs(network) -> None:
+    graph = capture(network(lambda self, x: (self.a(x), x.relu())[1], a=nn.Linear(8, 4)), torch.randn(2, 8))
+    assert [node.op for node in graph.module.graph.nodes] == ["placeholder", "call_function", "output"]
+    assert not list(graph.module.parameters())

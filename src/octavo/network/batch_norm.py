@@ -8,16 +8,17 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant, replace, shape
-from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, drop_unread
+from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 
 aten = torch.ops.aten
+
+BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 
 
 def name_batch_norm(module: GraphModule) -> None:
     """Write every batch-norm as aten.batch_norm, and fold none: for networks that train with live statistics."""
     for node in list(module.graph.nodes):
         _as_batch_norm(node)
-    module.graph.eliminate_dead_code()
 
 
 def fold_batch_norm(module: GraphModule) -> None:
@@ -39,8 +40,6 @@ def fold_batch_norm(module: GraphModule) -> None:
         assert isinstance(weight, Node)
         if _readers(module, weight) == {layer for layer, _ in pairs}:
             _fold(module, pairs)
-    module.graph.eliminate_dead_code()
-    drop_unread(module)
 
 
 def _as_batch_norm(node: Node) -> Node | None:

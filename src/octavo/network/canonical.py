@@ -22,13 +22,11 @@ Rewrite = Callable[..., Node | None]
 def to_matmul(module: GraphModule) -> None:
     """Rewrite every operation of `REWRITES`; a rewrite that returns None leaves its operation alone."""
     for node in list(module.graph.nodes):
-        rewrite = REWRITES.get(node.target) if node.op == "call_function" else None
+        rewrite = REWRITES.get(node.target)
         if rewrite is not None:
             new = rewrite(node, *node.args, **node.kwargs)
             if new is not None:
                 replace(node, new)
-    module.graph.eliminate_dead_code()
-    module.recompile()
 
 
 def attention(

@@ -6,7 +6,7 @@ attention and einsum are the matrix multiplications that they are (Wu et al. 202
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,28 +18,37 @@ from torch.utils._pytree import tree_map
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
-from octavo.network.batch_norm import fold_batch_norm, name_batch_norm
-from octavo.network.canonical import to_matmul
+from octavo.network.batch_norm import BATCH_NORMS, fold_batch_norm, name_batch_norm
+from octavo.network.canonical import REWRITES, to_matmul
 from octavo.network.edit import copy_module
 from octavo.network.export import check_dynamic, export, private_copy
 from octavo.network.inputs import Inputs, check_example
-from octavo.network.passes import drop_effects, fold_constant_weights, loosen_views, remove_identities
-from octavo.network.recurrent import split_recurrent
+from octavo.network.passes import (
+    EFFECTS,
+    IDENTITIES,
+    VIEWS,
+    WEIGHT_READERS,
+    Pass,
+    drop_effects,
+    drop_unread,
+    fold_constant_weights,
+    loosen_views,
+    remove_identities,
+)
+from octavo.network.recurrent import RECURRENT, split_recurrent
 from octavo.network.soundness import check_sound
 
-Pass = Callable[[GraphModule], None]
-
-# In the order they run. Each edits the graph in place and leaves a graph that `check_graph` accepts.
+# In the order they run. Each leaves a graph that `check_graph` accepts.
 PASSES: dict[str, Pass] = {
-    "drop_effects": drop_effects,
-    "loosen_views": loosen_views,
-    "remove_identities": remove_identities,
-    "split_recurrent": split_recurrent,
-    "to_matmul": to_matmul,
-    "fold_constant_weights": fold_constant_weights,
-    "fold_batch_norm": fold_batch_norm,
+    "drop_effects": Pass(drop_effects, EFFECTS),
+    "loosen_views": Pass(loosen_views, VIEWS),
+    "remove_identities": Pass(remove_identities, IDENTITIES),
+    "split_recurrent": Pass(split_recurrent, RECURRENT),
+    "to_matmul": Pass(to_matmul, REWRITES),
+    "fold_constant_weights": Pass(fold_constant_weights, WEIGHT_READERS),
+    "fold_batch_norm": Pass(fold_batch_norm, BATCH_NORMS),
 }
-LIVE = {**PASSES, "fold_batch_norm": name_batch_norm}  # the same for a network whose batch-norms stay
+LIVE = {**PASSES, "fold_batch_norm": Pass(name_batch_norm, BATCH_NORMS)}  # for a network whose batch-norms stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +107,7 @@ def capture(
     args, kwargs = tree_map(lambda leaf: _example_input(leaf, dynamic_axes), (args, kwargs))
     module = export(private_copy(model), args, kwargs, tuple(dynamic_axes))
     check_sound(module)
+    drop_unread(module)
     for run in (PASSES if batch_norm == "fold" else LIVE).values():
         run(module)
     check_dynamic(module, dynamic_axes)

@@ -1,8 +1,7 @@
-"""Passes that make a captured graph smaller without changing its function.
+"""Passes that make a captured graph smaller without changing its function. `graph.PASSES` names them in order."""
 
-Each takes a graph module and edits it in place. `graph.PASSES` names them in order.
-"""
-
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,31 @@ _COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lif
 _ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg}
 _END = 2**63 - 1
 
+# What each of the passes below looks for.
+EFFECTS = _ASSERTIONS | {aten.copy_.default}
+VIEWS = {aten.view.default, aten._unsafe_view.default}
+IDENTITIES = _COPIES | {aten.slice.Tensor, aten.expand.default, aten.to.dtype, aten._to_copy.default}
+WEIGHT_READERS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default}
+WEIGHT_READERS |= {aten.einsum.default, aten.embedding.default, aten.lstm.input, aten.gru.input}
+WEIGHT_READERS |= CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A rewrite of a graph, in place. It runs where one of the operators that it looks for is there.
+
+    rewrite  leaves a graph that computes the same; what nothing reads any more is removed after it
+    """
+
+    rewrite: Callable[[GraphModule], None]
+    operators: Collection[Any]
+
+    def __call__(self, module: GraphModule) -> None:
+        """Rewrite `module`, if there is something to rewrite."""
+        if any(node.target in self.operators for node in module.graph.nodes):
+            self.rewrite(module)
+            drop_unread(module)
+
 
 def drop_effects(module: GraphModule) -> None:
     """Remove what has an effect in place of a result, so that only the outputs count.
@@ -33,16 +57,13 @@ def drop_effects(module: GraphModule) -> None:
             module.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0].op == "placeholder":
             replace(node, node.args[1])
-    module.graph.eliminate_dead_code()
-    module.recompile()
 
 
 def loosen_views(module: GraphModule) -> None:
     """`reshape` for every `view`: a view also asks how its input lies in memory, which later passes change."""
     for node in module.graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
+        if node.target in VIEWS:
             node.target = aten.reshape.default
-    module.recompile()
 
 
 def remove_identities(module: GraphModule) -> None:
@@ -50,8 +71,6 @@ def remove_identities(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "call_function" and _is_identity(node):
             replace(node, node.args[-1] if node.target is aten.copy.default else node.args[0])
-    module.graph.eliminate_dead_code()
-    drop_unread(module)
 
 
 def _is_identity(node: Node) -> bool:
@@ -83,20 +102,13 @@ def fold_constant_weights(module: GraphModule) -> None:
     """
     folded: dict[Node, Node] = {}
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target not in _WEIGHT_READERS or _from_constants(node):
+        if node.op != "call_function" or node.target not in WEIGHT_READERS or _from_constants(node):
             continue
         for source in node.all_input_nodes:
             if source.op == "call_function" and _from_constants(source):
                 if source not in folded:
                     folded[source] = _evaluate(module, source)
                 node.replace_input_with(source, folded[source])
-    module.graph.eliminate_dead_code()
-    drop_unread(module)
-
-
-_WEIGHT_READERS = {aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default}
-_WEIGHT_READERS |= {aten.einsum.default, aten.embedding.default, aten.lstm.input, aten.gru.input}
-_WEIGHT_READERS |= CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
 
 
 def _from_constants(node: Node) -> bool:
@@ -143,7 +155,8 @@ def _evaluate(module: GraphModule, node: Node) -> Node:
 
 
 def drop_unread(module: GraphModule) -> None:
-    """Forget parameters and buffers that no node reads any more."""
+    """Forget nodes, parameters and buffers that nothing reads any more."""
+    module.graph.eliminate_dead_code()
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     parameters, buffers = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
     for name, _ in (*parameters, *buffers):

@@ -16,10 +16,8 @@ RECURRENT = {aten.lstm.input, aten.gru.input}
 def split_recurrent(module: GraphModule) -> None:
     """Rewrite every LSTM and GRU of several layers as a chain of single layers, both directions of one in one node."""
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target in RECURRENT and node.args[4] > 1:
+        if node.target in RECURRENT and node.args[4] > 1:
             _split(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
 
 
 def _split(node: Node) -> None:

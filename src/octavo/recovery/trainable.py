@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
-from octavo.network.batch_norm import fold_batch_norm
 from octavo.network.edit import attribute, copy_module
-from octavo.network.graph import Graph
+from octavo.network.graph import PASSES, Graph
 from octavo.network.insert import insert, place
 from octavo.network.origin import TRAINING, Origin, remember
 from octavo.network.plan import Plan, Quantizer, make_plan
@@ -185,7 +184,7 @@ def _folded(net: Quantized) -> Quantized:
     if all(node.target is not aten.batch_norm.default for node in net.graph.module.graph.nodes):
         return net
     folded = replace(net.graph, module=copy_module(net.graph.module))
-    fold_batch_norm(folded.module)
+    PASSES["fold_batch_norm"](folded.module)
     plan = make_plan(folded, net.plan.rules, target=net.plan.target)
     before = {quantizer.name: quantizer for quantizer in net.plan.quantizers}
     _check_same(plan, before)
