@@ -11,6 +11,7 @@ SOURCE = Path(octavo.__file__).parent
 FLOORS = [
     "errors",
     "former",
+    "quiet",
     "arguments",
     "files",
     "machine",

@@ -17,8 +17,27 @@ class QuantizationError(Exception):
         where = f"{site}: " if site else ""
         super().__init__(f"{where}asked to {asked}, but {seen}; {remedy}.")
 
+    def but(self, *, seen: str | None = None, site: str | None = None) -> "QuantizationError":
+        """The same error with more seen of it, or with the site where it happened."""
+        return type(self)(asked=self.asked, seen=seen or self.seen, remedy=self.remedy, site=site or self.site)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), asked=self.asked, seen=self.seen, remedy=self.remedy, site=self.site), ()
+
+
+@contextmanager
+def naming(site: str) -> Iterator[None]:
+    """Give errors of what knows no names, as numerics, the name of the place where they happen."""
+    try:
+        yield
+    except QuantizationError as error:
+        raise error.but(site=error.site or site) from error
+
+
+def reason(error: BaseException | str, *, lines: int = 1, most: int = 200) -> str:
+    """What an error of others says, in its first lines; its class, if it says nothing."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said[:lines])[:most] or type(error).__name__
 
 
 @contextmanager
@@ -29,9 +48,8 @@ def reading(*, asked: str, seen: str, remedy: str, site: str | None = None) -> I
     except QuantizationError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = f"{type(error).__name__}: {' '.join(lines[:3])[:200]}"
-        raise QuantizationError(asked=asked, seen=f"{seen} ({reason})", remedy=remedy, site=site) from error
+        why = f"{type(error).__name__}: {reason(error, lines=3)}"
+        raise QuantizationError(asked=asked, seen=f"{seen} ({why})", remedy=remedy, site=site) from error
 
 
 def refused(

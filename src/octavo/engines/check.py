@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
+from octavo.errors import reason
 from octavo.network.export import without_autocast
+from octavo.network.graph import device_of
 from octavo.network.insert import MakeModule, insert
 from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized
@@ -60,7 +62,7 @@ class Agreement:
 
     def __str__(self) -> str:
         if self.failure:
-            return f"without outputs ({self.failure.strip().splitlines()[0][:200]})"
+            return f"without outputs ({reason(self.failure)})"
         return f"{self.nearness_db:.1f} dB from the simulation, where rounding accounts for {self.bar_db:.1f} dB"
 
 
@@ -163,7 +165,7 @@ def _inserted(net: Quantized, make: MakeModule) -> GraphModule:
 
 def ran(model: Model, calls: Sequence[Call]) -> Outputs:
     """What `model` returns for `calls`, which it gets on its own device and as tensors of its own."""
-    device = next((p.device for p in model.parameters()), "cpu") if isinstance(model, nn.Module) else "cpu"
+    device = (device_of(model) if isinstance(model, nn.Module) else None) or "cpu"
 
     def own(leaf: Any) -> Any:
         return leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf

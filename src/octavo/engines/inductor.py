@@ -5,10 +5,6 @@
 The compiled package is kept in a cache, named after all that it depends on: the next process loads it in milliseconds.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +23,7 @@ from octavo.engines.native import cache_folder, compiler_version, library, load_
 from octavo.engines.retrace import exported_again
 from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import Compiled, Signature, signature_of
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.files import built
 from octavo.machine import has_avx512_vnni
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
@@ -37,6 +33,7 @@ from octavo.network.operations import operation
 from octavo.network.plan import layer_names
 from octavo.network.quantized import Quantized, graph_of
 from octavo.network.target import target_for
+from octavo.quiet import quiet
 
 
 @checked
@@ -52,16 +49,15 @@ def compile_inductor(net: Quantized | Graph, *, precision: Literal["f32", "bf16"
     load_kernels()
     module, ran = _float(net, precision) if isinstance(net, Graph) else lowered(net)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet("torch._inductor"):
             package = _package(exported_again(graph_of(net), module))
             run = torch._inductor.aoti_load_package(str(package)).loader.run  # by flat lists: the signature is ours
     except QuantizationError:
         raise
     except Exception as error:  # of whatever torch met
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(
             asked="compile with Inductor",
-            seen=f"it failed ({lines[0][:200]})",
+            seen=f"it failed ({reason(error)})",
             remedy="use another engine",
         ) from error
     return InductorModel(
@@ -139,20 +135,6 @@ def _digest(program: ExportedProgram) -> str:
             found.update(repr((name, tensor.dtype, tuple(tensor.shape), tensor.stride())).encode())
             found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:24]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's notes about its own deprecations."""
-    logger = logging.getLogger("torch._inductor")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 class InductorModel(Compiled):

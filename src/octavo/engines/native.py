@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.files import built
 from octavo.machine import machine
 
@@ -59,7 +59,7 @@ def load_kernels() -> None:
     except OSError as error:
         raise QuantizationError(
             asked="load Octavo's integer kernels",
-            seen=str(error).splitlines()[0][:200],
+            seen=reason(error),
             remedy="remove that file, so that it is compiled again, or use another engine",
             site=str(path),
         ) from error

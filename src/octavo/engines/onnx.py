@@ -6,10 +6,7 @@ Weights are int8 initializers, so the file is about a quarter of the float one. 
 compute on integers what lies between them; what they do not fuse they compute in float, with the same result.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import count
 from os import PathLike
 from pathlib import Path
@@ -28,7 +25,7 @@ from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
 from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import signature_of
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.files import replaced
 from octavo.network.device import on_cpu
 from octavo.network.edit import attribute, copy_module
@@ -36,6 +33,7 @@ from octavo.network.graph import Graph
 from octavo.network.insert import insert
 from octavo.network.plan import Quantizer, layer_names
 from octavo.network.quantized import Quantized, graph_of, target_of
+from octavo.quiet import OWN_DEPRECATION, quiet
 
 
 def export_onnx(net: Quantized | Graph, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:
@@ -134,7 +132,7 @@ def _names_of_sizes(graph: Graph) -> tuple[dict[int, str], ...]:
 def _translated(graph: Graph, exported: ExportedProgram) -> torch.onnx.ONNXProgram:
     signature = signature_of(graph)
     try:
-        with _quiet():
+        with quiet("torch.onnx._internal.exporter._registration", ignored=(OWN_DEPRECATION, _SHARED_SIZE)):
             program = torch.onnx.export(
                 exported,
                 input_names=[str(node.target) for node in tensor_inputs(graph)],
@@ -145,31 +143,16 @@ def _translated(graph: Graph, exported: ExportedProgram) -> torch.onnx.ONNXProgr
                 verbose=False,
             )
     except OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise QuantizationError(
             asked="write the network as ONNX",
-            seen=f"torch.onnx.export cannot translate one of its operations ({reason[:200]})",
+            seen=f"torch.onnx.export cannot translate one of its operations ({reason(error.__cause__ or error)})",
             remedy="rewrite that operation, capture the part of the model without it, or use the reference engine",
         ) from error
     assert program is not None
     return program
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's note that torchvision, which is not needed, is missing, and a deprecation inside torch."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-            warnings.filterwarnings(
-                "ignore", "# The axis name", UserWarning
-            )  # two inputs share a size: as it should be
-            yield
-    finally:
-        logger.setLevel(level)
+_SHARED_SIZE = ("# The axis name", UserWarning)  # two inputs share a size: as it should be
 
 
 def _name_values(graph: ir.Graph) -> None:

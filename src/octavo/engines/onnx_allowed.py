@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from octavo.engines.onnx_operators import OPSET
-from octavo.errors import QuantizationError, refused
+from octavo.errors import QuantizationError, reason, refused
 from octavo.network.cost import RAISE, Limits
 
 _OPERATORS = """
@@ -153,7 +153,7 @@ def _inferred(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
-        raise _refused(f"its operators do not fit together ({str(error).splitlines()[0][:120]})") from error
+        raise _refused(f"its operators do not fit together ({reason(error, most=120)})") from error
     found = {initializer.name: tuple(initializer.dims) for initializer in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kind = value.type.tensor_type

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.onnx import ops
 
 from octavo.network.insert import Rounding
-from octavo.numerics.affine import QParams, beside, quantize
+from octavo.numerics.affine import QParams, beside, broadcast_along, quantize
 
 OPSET = 21  # the first with blocked DequantizeLinear
 
@@ -50,7 +50,7 @@ class Activation(nn.Module):
     def _within_bounds(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.axis is None:
             return x.clamp(float(low), float(high))
-        low, high = (bound.reshape([-1 if at == self.axis else 1 for at in range(x.ndim)]) for bound in (low, high))
+        low, high = (broadcast_along(bound, self.axis, x.ndim) for bound in (low, high))
         return torch.minimum(torch.maximum(x, low), high)
 
 

@@ -14,7 +14,7 @@ from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime_kernels import read_executions
 from octavo.engines.onnxruntime_model import is_quantized, rewritten, signed_activations
 from octavo.engines.signature import Compiled, Signature, signature_of
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.files import scratch
 from octavo.network.graph import Graph
 from octavo.network.plan import compute_heavy
@@ -47,7 +47,7 @@ def compile_onnxruntime(
     except Exception as error:  # its classes share no base but this
         raise QuantizationError(
             asked="compile for ONNX Runtime",
-            seen=f"it failed ({str(error).strip().splitlines()[0]})",
+            seen=f"it failed ({reason(error)})",
             remedy='use another engine, or make the plan with target="tensorrt", whose int8 every reader knows',
         ) from error
     graph, target = graph_of(net), target_of(net)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.signature import Compiled
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, naming
 from octavo.network.edit import layer_of
 from octavo.network.graph import device_of
 from octavo.network.inputs import Inputs
@@ -29,7 +29,7 @@ from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
 from octavo.network.quantized import Quantized
-from octavo.numerics.affine import QParams, beside, dequantize, params_from_tensor, quantize
+from octavo.numerics.affine import QParams, beside, broadcast_along, dequantize, params_from_tensor, quantize
 
 aten = torch.ops.aten
 INT32 = torch.iinfo(torch.int32)
@@ -140,11 +140,8 @@ class _IntegerInterpreter(Interpreter):
 
 
 def _run_kernel(node: Node, kernel: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    try:
+    with naming(layer_of(node) or node.name):
         return kernel(node.target, *args, **kwargs)
-    except QuantizationError as error:
-        site = layer_of(node) or node.name
-        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 def accumulate(operation: Callable[..., Tensor], lhs: Tensor, rhs: Tensor, *rest: Any) -> Tensor:
@@ -171,10 +168,10 @@ def _convolution(operation: Any, x: Integers, weight: Integers, bias: Tensor | N
     outputs, scale, own = sums.shape[-space - 1], weight.params.scale, x.params.scale
     if scale.ndim == 1:
         # A grouped transposed convolution has one scale for each output channel *within* a group.
-        scale = scale.repeat(outputs // scale.numel()).reshape(-1, *[1] * space)
+        scale = broadcast_along(scale.repeat(outputs // scale.numel()), 0, space + 1)
     if own.ndim == 1:
-        own = _of_outputs(x, outputs, rest).reshape(-1, *[1] * space)
-    return rescale(sums, own * scale, None if bias is None else bias.reshape(-1, *[1] * space))
+        own = broadcast_along(_of_outputs(x, outputs, rest), 0, space + 1)
+    return rescale(sums, own * scale, None if bias is None else broadcast_along(bias, 0, space + 1))
 
 
 def _of_outputs(x: Integers, outputs: int, rest: tuple[Any, ...]) -> Tensor:

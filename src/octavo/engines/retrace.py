@@ -1,6 +1,5 @@
 """Tracing again: an edited graph as an `ExportedProgram`, with the sizes dynamic that are so in the captured one."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.signature import codegen_returning, output_nodes, tree_info
 from octavo.network.graph import Graph
+from octavo.quiet import OWN_DEPRECATION, quiet
 
 
 def exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
@@ -21,8 +21,7 @@ def exported_again(graph: Graph, module: GraphModule) -> ExportedProgram:
     """
     _return_tensors(module)
     shapes = _by_argument(graph, [dynamic_sizes(node) for node in _inputs(graph)])
-    with warnings.catch_warnings(), preserve_node_meta():
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    with quiet(ignored=(OWN_DEPRECATION,)), preserve_node_meta():
         return torch.export.export(
             module, graph.example_args, graph.example_kwargs, dynamic_shapes=shapes, strict=False
         )

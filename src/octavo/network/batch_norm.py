@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 
 from octavo.network.edit import attribute, emit, emit_parameter, is_constant, replace, shape
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from octavo.numerics.affine import broadcast_along
 
 aten = torch.ops.aten
 
@@ -122,7 +123,7 @@ def _folded(module: GraphModule, layer: Node, norm: Node) -> tuple[nn.Parameter,
 def _along_outputs(layer: Node, factor: Tensor, weight: Tensor) -> Tensor:
     """`factor` [outputs], shaped to multiply `weight` along its output axis."""
     if layer.target not in TRANSPOSED_CONVOLUTIONS:
-        return factor.reshape(-1, *[1] * (weight.ndim - 1))
+        return broadcast_along(factor, 0, weight.ndim)
     # A transposed convolution's weight is [inputs, outputs/groups, ...]: each group of inputs has its own outputs.
     groups = factor.numel() // weight.shape[1]
     spread = factor.reshape(groups, 1, weight.shape[1]).expand(-1, weight.shape[0] // groups, -1)

@@ -1,7 +1,6 @@
 """Calibration: run the data once, keep histograms, and choose scales from them by any method, at any time (§3.4)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from octavo.arguments import checked
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, naming
 from octavo.network.bias import with_room_for_biases
 from octavo.network.channels import ranges_of_channels
 from octavo.network.edit import attribute
@@ -110,19 +109,15 @@ def _nothing_seen(scheme: Scheme) -> Histogram | ChannelHistogram:
 
 
 def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
-    device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
     try:
         args, kwargs = network_inputs(graph, batch)
         samples.show(args, kwargs)
-        args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        args, kwargs = tree_map(
+            lambda leaf: leaf.to(graph.device) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
         watched(*args, **kwargs)
     except QuantizationError as error:
-        raise QuantizationError(
-            asked=error.asked,
-            seen=f"in batch {number} (counted from 0) {error.seen}",
-            remedy=error.remedy,
-            site=error.site,
-        ) from error
+        raise error.but(seen=f"in batch {number} (counted from 0) {error.seen}") from error
 
 
 @checked
@@ -161,7 +156,7 @@ def choose_params(
 
     values = {}
     for quantizer in plan.quantizers:
-        with _naming(quantizer.name):
+        with naming(quantizer.name):
             if quantizer.constant:
                 weight = attribute(plan.graph.module, nodes[quantizer.edges[0].source])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
@@ -196,16 +191,6 @@ def method_of(net: Quantized) -> RangeMethod | str:
             seen=f"{net.method!r} is a function of your own, which was not saved with them",
             remedy="choose_params(plan, stats, that function) makes parameters that have it",
         ) from error
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Errors of numerics, which knows no names, with the name of the quantizer."""
-    try:
-        yield
-    except QuantizationError as error:
-        site = error.site or name
-        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 def _seen(stats: Mapping[str, Histogram | ChannelHistogram], name: str) -> Histogram | ChannelHistogram:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import attribute
+from octavo.quiet import quiet
 
 aten = torch.ops.aten
 
@@ -88,19 +89,16 @@ def _fake(value: Any, mode: FakeTensorMode) -> Any:
 @contextmanager
 def _naming(node: Node) -> Iterator[None]:
     """What torch says of an operation that does not fit, as one error that names the node, and no log beside it."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with reading(
+    with (
+        quiet("torch._subclasses.fake_tensor", level=logging.CRITICAL, ignored=()),
+        reading(
             asked="load a saved network",
             seen=f"{node.target} does not fit its arguments",
             remedy="do not use this file; octavo.save wrote another one",
             site=node.name,
-        ):
-            yield
-    finally:
-        log.setLevel(level)
+        ),
+    ):
+        yield
 
 
 def _bytes(value: Any) -> float:

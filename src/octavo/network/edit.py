@@ -1,7 +1,6 @@
 """How a captured graph is edited: one node at a time, keeping shapes and the user's layer names up to date."""
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from octavo.quiet import OWN_DEPRECATION, quiet
+
 # What a new node inherits from the node it replaces: the user's layer and the line of source it came from.
 PROVENANCE = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack")
 
@@ -19,8 +20,7 @@ Operator = Callable[..., Any]
 
 def copy_module(module: GraphModule, *, own_parameters: bool = True) -> GraphModule:
     """A copy whose graph can be edited, with parameters of its own or those of `module`."""
-    with warnings.catch_warnings():  # torch deprecates a class that its own description of the inputs still holds
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+    with quiet(ignored=(OWN_DEPRECATION,)):
         return copy.deepcopy(module) if own_parameters else GraphModule(module, copy.deepcopy(module.graph))
 
 

@@ -3,7 +3,6 @@
 import inspect
 import logging
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -17,8 +16,9 @@ from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.network.private import private
+from octavo.quiet import quiet
 
 _FAILURE_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 
@@ -63,7 +63,12 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], axes
     """
     dynamic_shapes = _dynamic_shapes(model, args, kwargs, axes) if axes else None
     try:
-        with _quiet(), _without_fused_transformers(), without_autocast():
+        with (
+            quiet(*_FAILURE_LOGS, level=logging.CRITICAL),
+            redirect_stderr(StringIO()),
+            _without_fused_transformers(),
+            without_autocast(),
+        ):
             exported = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             exported = exported.run_decompositions({})
             _check_stateless(exported.graph_signature)
@@ -111,22 +116,6 @@ def _dynamic_shapes(
         ) from error
     shapes: dict[str, Any] = tree_map(dynamic, dict(bound.arguments))
     return shapes
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's deprecation notes, and without what it logs and prints about a failure that we raise."""
-    loggers = [logging.getLogger(name) for name in _FAILURE_LOGS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager
@@ -193,5 +182,4 @@ def _user_line(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {reason(error)}"[:200]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.network.bounds import Indices, Sizes
 
 # What no engine can read, though it is a tensor: (test, what it is, what to pass instead).
@@ -103,7 +103,7 @@ def _flattened(name: str, spec: TreeSpec, value: Any) -> list[Any]:
     except ValueError as error:
         raise QuantizationError(
             asked=f"run with a {type(value).__name__} for {name}",
-            seen=f"the network was captured with another structure there ({str(error).splitlines()[0]})",
+            seen=f"the network was captured with another structure there ({reason(error)})",
             remedy="pass tuples, lists and dicts of the same lengths and names as in capture's example",
             site=name,
         ) from error

@@ -6,7 +6,6 @@ over and every global object that it names, under the memo of the model: what it
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -15,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.errors import QuantizationError
+from octavo.quiet import OWN_DEPRECATION, quiet
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # those that run in a forward pass
 _SHARED = (ModuleType, type, BuiltinFunctionType)  # globals that are code, and hold no results
@@ -32,8 +32,7 @@ def private(model: nn.Module) -> nn.Module:
     computed = [value for value in attributes if isinstance(value, Tensor) and not value.is_leaf]
     memo: Memo = {id(tensor): tensor.detach().clone() for tensor in computed}
     try:
-        with warnings.catch_warnings():  # torch deprecates a class that exported modules still hold
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        with quiet(ignored=(OWN_DEPRECATION,)):
             found = copy.deepcopy(model, memo)
     except Exception as error:  # of whatever the model holds
         raise QuantizationError(

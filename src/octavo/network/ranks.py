@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.numerics.channels import ChannelHistogram, restored
 from octavo.numerics.histogram import Histogram
 
@@ -181,7 +181,7 @@ def _lost_as_one_error() -> Iterator[None]:
     except RuntimeError as error:  # of gloo and of the store
         raise QuantizationError(
             asked=f"go on with {ranks()} ranks",
-            seen=f"rank {dist.get_rank()} lost the connection to another ({str(error).splitlines()[0][:120]})",
+            seen=f"rank {dist.get_rank()} lost the connection to another ({reason(error, most=120)})",
             remedy="see what ended that rank; started again with the same folder, a search goes on where it was",
         ) from error
 
@@ -192,8 +192,7 @@ def _told(error: BaseException | None) -> QuantizationError | None:
         return None
     rank = dist.get_rank()
     if isinstance(error, QuantizationError):
-        seen = f"on rank {rank} {error.seen}"
-        return QuantizationError(asked=error.asked, seen=seen, remedy=error.remedy, site=error.site)
+        return error.but(seen=f"on rank {rank} {error.seen}")
     return QuantizationError(
         asked=f"go on with {ranks()} ranks",
         seen=f"rank {rank} failed: {type(error).__name__}: {error}",

@@ -271,7 +271,12 @@ def beside(values: Tensor, scheme: Scheme, rank: int) -> Tensor:
         return values
     if scheme.block is not None:
         return values.repeat_interleave(scheme.block, scheme.axis)
-    return values.reshape([-1 if axis == scheme.axis % rank else 1 for axis in range(rank)])
+    return broadcast_along(values, scheme.axis, rank)
+
+
+def broadcast_along(values: Tensor, axis: int, rank: int) -> Tensor:
+    """`values`, one for each index of `axis`, shaped to broadcast against a tensor with `rank` axes."""
+    return values.reshape([-1 if at == axis % rank else 1 for at in range(rank)])
 
 
 def steps_beside(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, reason
 from octavo.files import replaced
 from octavo.network.ranks import by_first, in_step
 
@@ -120,7 +120,6 @@ def _as_one_error(folder: Path, what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except _OF_FILES as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise QuantizationError(
-            asked=f"{what} the state of a training", seen=lines[0][:200], remedy=remedy, site=str(folder)
+            asked=f"{what} the state of a training", seen=reason(error), remedy=remedy, site=str(folder)
         ) from error

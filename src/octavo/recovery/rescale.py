@@ -12,6 +12,7 @@ from octavo.network.edit import attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
 from octavo.network.quantized import Quantized
+from octavo.numerics.affine import broadcast_along
 from octavo.recovery.moves import Move, keep_what_helps
 from octavo.recovery.stepwise import read_again, run
 
@@ -109,8 +110,8 @@ def _shift(graph: Graph, first: Node, second: Node, by: Tensor) -> None:
     """What the first layer returns is divided by `by`, and the weight of the second multiplied."""
     one, two, axis = _weight(graph, first), _weight(graph, second), _inputs_axis(graph, second)
     assert axis is not None
-    one.div_(_facing(by, one, 0))
-    two.mul_(_facing(by, two, axis))
+    one.div_(broadcast_along(by, 0, one.ndim))
+    two.mul_(broadcast_along(by, axis, two.ndim))
     if len(first.args) > 2 and isinstance(first.args[2], Node):
         attribute(graph.module, first.args[2]).detach().div_(by)
 
@@ -121,7 +122,7 @@ def _equalization(graph: Graph, first: Node, second: Node, by: Tensor) -> Move:
         _shift(other, nodes[first.name], nodes[second.name], by)
 
     weight = _weight(graph, first)
-    divided = {first.name: by.reshape(-1, *[1] * (weight.ndim - 2))}  # channels lie before the axes of an image
+    divided = {first.name: broadcast_along(by, 0, weight.ndim - 1)}  # channels lie before the axes of an image
     return Move(make=make, readers=(second.name,), divided=divided)
 
 
@@ -201,9 +202,3 @@ def _weight(graph: Graph, layer: Node) -> Tensor:
     weight = layer.args[1]
     assert isinstance(weight, Node)
     return attribute(graph.module, weight).detach()
-
-
-def _facing(by: Tensor, weight: Tensor, axis: int) -> Tensor:
-    sizes = [1] * weight.ndim
-    sizes[axis] = -1
-    return by.reshape(sizes)

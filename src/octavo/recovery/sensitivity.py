@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from octavo.arguments import checked
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, naming
 from octavo.network.graph import Graph
 from octavo.network.quantized import Quantized
 from octavo.recovery.evaluate import real, sqnr_db
@@ -224,11 +224,8 @@ def _backward(leaves: Sequence[Tensor], source: torch.Generator, *, last: bool) 
 
 
 def _loss_of(layer: str, loss: Loss, *arguments: Any) -> float:
-    try:
+    with naming(layer):
         return _not_nan(layer, loss(*arguments))
-    except QuantizationError as error:
-        site = error.site or layer
-        raise QuantizationError(asked=error.asked, seen=error.seen, remedy=error.remedy, site=site) from error
 
 
 def _not_nan(layer: str, loss: float) -> float:

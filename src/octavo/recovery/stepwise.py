@@ -152,8 +152,7 @@ def _inputs(graph: Graph, batch: Any) -> list[Any]:
     """The leaves of what the network reads of `batch`, in the order of the graph's inputs and on its device."""
     args, kwargs = network_inputs(graph, batch)
     leaves = tree_leaves((args, {name: kwargs[name] for name in graph.example_kwargs}))
-    device = next((p.device for p in graph.module.parameters()), torch.device("cpu"))
-    return [leaf.detach().to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return [leaf.detach().to(graph.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _wait(rounded: Mapping[Node, Tensor]) -> None:

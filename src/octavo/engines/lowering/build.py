@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from octavo.engines.lowering.executions import mark
 from octavo.network.edit import attribute
 from octavo.network.plan import Quantizer
-from octavo.numerics.affine import QParams, dequantize, quantize
+from octavo.numerics.affine import QParams, broadcast_along, dequantize, quantize
 from octavo.numerics.rows import along, scale_of_rows
 
 
@@ -188,7 +188,7 @@ class Lowering:
         """`scales` as an argument beside `node`: a number, or the constant [channels, 1, …]."""
         if scales.ndim == 0:
             return float(scales)
-        return self.constant(scales.float().reshape(-1, *[1] * (node.meta["val"].ndim - 2)))
+        return self.constant(broadcast_along(scales.float(), 0, node.meta["val"].ndim - 1))
 
     def integers(self, argument: Any, *, of_channels: bool = False) -> Integers | None:
         """The counterpart of `argument` if it is in integers; of_channels: also if every channel has a scale."""
