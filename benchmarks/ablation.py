@@ -36,8 +36,8 @@ from benchmarks.latency import peer_versions
 from benchmarks.peer_networks import PRESETS, PeerError, quantized_by_nncf
 from octavo import Graph, QuantizationError, Quantized
 from octavo.machine import machine, versions
+from octavo.measure import paired_interval
 from octavo.network.target import Target, by_rows, target_for
-from octavo.recovery.evaluate import paired_interval
 from octavo.workflow.calibration import for_repairs
 from octavo.workflow.rungs import mostly_rows
 

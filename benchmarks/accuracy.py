@@ -22,12 +22,12 @@ from torch import Tensor
 from octavo.engines import compile
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
+from octavo.measure import paired_interval
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
 from octavo.network.target import TARGETS
 from octavo.numerics import METHODS
-from octavo.recovery.evaluate import paired_interval
 from octavo.zoo import TASKS, Task, task
 
 PAPER_METHODS = ("max", "entropy", "99.9", "99.99", "99.999", "99.9999")

@@ -25,10 +25,10 @@ from octavo.engines import compile
 from octavo.engines.inductor import lowered
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime import session_of
+from octavo.engines.ran import Ran
 from octavo.engines.signature import signature_of
 from octavo.machine import machine, versions
 from octavo.network.target import target_for
-from octavo.workflow.ran import Ran
 
 INTEGERS = {"i8", "u8"}
 PROFILED = re.compile(r"QLinearConv|QLinearMatMul|QGemm|(Mat|Conv)\w*Integer\w*")

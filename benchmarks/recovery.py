@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map
 import octavo
 from octavo import Graph, Quantized, Rule, Schedule
 from octavo.machine import machine, versions
-from octavo.recovery.evaluate import paired_interval
+from octavo.measure import paired_interval
 from octavo.recovery.stepwise import samples
 from octavo.workflow.rungs import PAPER_METHODS
 from octavo.zoo import Task, minilm, resnet20, task

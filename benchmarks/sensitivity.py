@@ -17,6 +17,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map
 
 from octavo.machine import machine, versions
+from octavo.measure import latency_ms
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
 from octavo.network.partial import layers, quantize_only
@@ -24,7 +25,6 @@ from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import latency_ms
 from octavo.recovery.sensitivity import exact, fast, rank_correlation
 from octavo.zoo import TASKS, task
 

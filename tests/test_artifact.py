@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 import octavo
 from octavo.engines import available
-from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
 from octavo.network.origin import origin_of
-from octavo.network.record import GraphRecord, graph_from, graph_record, tensors_of
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme
+from octavo.saved.artifact import read
+from octavo.saved.record import GraphRecord, graph_from, graph_record, tensors_of
 from octavo.zoo import task
 
 Pair = namedtuple("Pair", "first second")

@@ -11,8 +11,8 @@ from torch import nn
 import octavo
 from conftest import runs_here, separable
 from octavo.engines import available
-from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
+from octavo.measure import sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
@@ -22,8 +22,8 @@ from octavo.network.target import TARGETS, target_for
 from octavo.numerics import AFFINE_UINT8, METHODS, Histogram, Scheme, params_from_range
 from octavo.numerics.affine import around_one_zero_point
 from octavo.numerics.channels import OCTAVES, ChannelHistogram, restored
-from octavo.recovery.evaluate import sqnr_db
 from octavo.recovery.trainable import trainable, trained
+from octavo.saved.artifact import read
 from octavo.workflow.kept import pack_stats, unpack_stats
 
 CHANNELS = Scheme(axis=1, full_range=True)

@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 import octavo
 from octavo import engines
 from octavo.cli import app
-from octavo.engines import available
+from octavo.engines import auto, available, deploy
+from octavo.engines.auto import Choice
 from octavo.errors import QuantizationError
-from octavo.recovery.evaluate import Latencies, Latency
-from octavo.workflow import deploy, race
+from octavo.measure import Latencies, Latency
 from octavo.workflow.bench import batch_of
-from octavo.workflow.race import Choice
 
 FAST = [name for name in available() if name != "reference"]
 
@@ -85,18 +84,18 @@ def test_an_engine_that_computes_something_else_or_fails_is_out(made, monkeypatc
         return compile_one(net, engine="reference")
 
     monkeypatch.setattr(engines, "compile", broken)
-    monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
+    monkeypatch.setattr(auto, "available", lambda: ("openvino", "inductor", "onnxruntime", "reference"))
     _, found = octavo.choose_engine(params)
     assert found.engine == "onnxruntime"
     assert found.rejected["inductor"] == "the compiler is on strike"
     assert "dB from the simulation, where rounding accounts for" in found.rejected["openvino"]
-    monkeypatch.setattr(race, "available", lambda: ("openvino", "inductor", "reference"))
+    monkeypatch.setattr(auto, "available", lambda: ("openvino", "inductor", "reference"))
     with pytest.raises(QuantizationError, match=r"the compiler is on strike; use engine=\"reference\""):
         octavo.choose_engine(params)
 
 
 def test_without_engines_the_reference_is_what_there_is(made, monkeypatch):
-    monkeypatch.setattr(race, "available", lambda: ("reference",))
+    monkeypatch.setattr(auto, "available", lambda: ("reference",))
     network = octavo.compile(made, engine="auto")
     assert network.choice.engine == "reference"
     assert network.choice.fastest == "int8"

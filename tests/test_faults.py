@@ -10,15 +10,14 @@ from torch import nn
 
 import octavo
 from octavo import engines
-from octavo.engines import ENGINES, Engine
-from octavo.engines.artifact import read
+from octavo.engines import ENGINES, Engine, auto
 from octavo.engines.check import simulated
-from octavo.engines.container import read_container, write_container
 from octavo.engines.faults import EngineFaultError
 from octavo.engines.reference import compile_reference
 from octavo.errors import QuantizationError
 from octavo.network.origin import origin_of
-from octavo.workflow import race
+from octavo.saved.artifact import read
+from octavo.saved.container import read_container, write_container
 from test_check import wrongly
 
 
@@ -103,10 +102,10 @@ def test_an_engine_that_is_wrong_with_every_plan_is_one_error(make, says, made, 
 def test_auto_takes_the_fastest_that_is_right(made, monkeypatch, tmp_path):
     engine_that(monkeypatch, "wrong", wrapped(always_wrong))
     engine_that(monkeypatch, "half", wrong_in("second"))
-    monkeypatch.setattr(race, "available", lambda: ("wrong", "reference"))
+    monkeypatch.setattr(auto, "available", lambda: ("wrong", "reference"))
     with pytest.raises(QuantizationError, match=r'wrong: it computes something else.*; use engine="reference"'):
         octavo.compile(made, engine="auto")
-    monkeypatch.setattr(race, "available", lambda: ("wrong", "half", "reference"))
+    monkeypatch.setattr(auto, "available", lambda: ("wrong", "half", "reference"))
     with pytest.warns(UserWarning, match="left in float: second"):
         network = octavo.compile(made, engine="auto")
     assert network.choice.engine == "half"
@@ -156,7 +155,7 @@ def test_quantize_measures_which_engine_is_fastest_and_remembers_it(network, mon
     engine_that(monkeypatch, "fast", compile("fast", wrong=False, wait=0))
     engine_that(monkeypatch, "faster", compile("faster", wrong=True, wait=0))
     names = ("faster", "slow", "fast", "reference")
-    monkeypatch.setattr(race, "available", lambda: names)
+    monkeypatch.setattr(auto, "available", lambda: names)
     monkeypatch.setattr("octavo.workflow.trial.available", lambda: names)
     model = network(lambda self, x: self.a(x), a=nn.Linear(8, 16)).eval()
     arguments = {"calibration": [torch.randn(32, 8)], "evaluate": lambda net: 1.0, "out": tmp_path, "progress": False}
@@ -184,7 +183,7 @@ def saved(made, tmp_path, monkeypatch):
     return tmp_path / "net.octavo"
 
 
-def counted(monkeypatch, target="octavo.engines.artifact.compile_right"):
+def counted(monkeypatch, target="octavo.saved.artifact.compile_right"):
     calls = []
     module, _, name = target.rpartition(".")
     original = getattr(sys.modules[module], name)
@@ -199,10 +198,10 @@ def test_a_check_that_held_is_not_made_again(saved, monkeypatch):
     assert len(calls) == 1
     octavo.load(saved, check=False)
     assert len(calls) == 1
-    monkeypatch.setattr("octavo.engines.evidence.machine", lambda: {"cpu": "another", "flags": []})
+    monkeypatch.setattr("octavo.saved.evidence.machine", lambda: {"cpu": "another", "flags": []})
     octavo.load(saved)
     assert len(calls) == 2
-    monkeypatch.setattr("octavo.engines.evidence.versions", lambda: {"openvino": "2027.0"})
+    monkeypatch.setattr("octavo.saved.evidence.versions", lambda: {"openvino": "2027.0"})
     octavo.load(saved)
     assert len(calls) == 3
 
@@ -247,7 +246,7 @@ def test_files_without_samples_are_checked_on_their_example(made, saved, tmp_pat
     record = json.loads(files["network.json"])
     del record["samples"], record["notes"]
     artifact_files["network.json"] = json.dumps(record).encode()
-    monkeypatch.setattr("octavo.engines.container.SCHEMA", 1)
+    monkeypatch.setattr("octavo.saved.container.SCHEMA", 1)
     write_container(
         tmp_path / "old.octavo", artifact_files, form="file", engine="reference", versions=manifest.versions
     )

@@ -19,8 +19,8 @@ import onnx
 import pytest
 
 import octavo
-from octavo.engines.artifact import read
 from octavo.files import PREFIX
+from octavo.saved.artifact import read
 
 SETUP = """
 import json, os, sys, traceback

@@ -16,11 +16,12 @@ FLOORS = [
     "files",
     "machine",
     "numerics",
+    "measure",
     "network",
     "engines",
     "recovery",
+    "saved",
     "workflow",
-    "report",
     "zoo",
     "cli",
 ]

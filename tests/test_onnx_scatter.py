@@ -6,9 +6,9 @@ from torch import nn
 
 from octavo.engines import available, compile
 from octavo.errors import QuantizationError
+from octavo.measure import sqnr_db
 from octavo.network.graph import capture
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import sqnr_db
 
 REDUCTIONS = ("sum", "mean", "prod", "amax", "amin")
 ENGINES = [engine for engine in ("openvino", "onnxruntime") if engine in available()]

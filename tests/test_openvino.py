@@ -23,6 +23,7 @@ from octavo.engines import available, compile
 from octavo.engines.openvino import compile_openvino
 from octavo.errors import QuantizationError
 from octavo.machine import adds_int8_pairs_in_16_bits
+from octavo.measure import sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
 from octavo.network.plan import make_plan
@@ -30,7 +31,6 @@ from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS
 from octavo.numerics import Scheme, dequantize, quantize
-from octavo.recovery.evaluate import sqnr_db
 
 MEAN, LARGEST = 3e-4, 3e-2  # of the largest output
 
@@ -462,7 +462,7 @@ from octavo.network.plan import make_plan
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS
 from octavo.numerics import Scheme
-from octavo.recovery.evaluate import sqnr_db
+from octavo.measure import sqnr_db
 
 narrow = replace(TARGETS["openvino"], weight=Scheme(bits=7, axis=0), factor=Scheme(bits=7, full_range=True))
 near = lambda *shape: 0.9 + 0.1 * torch.rand(*shape)  # of one sign and near the largest: sums of pairs leave 16 bits

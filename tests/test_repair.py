@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
-from octavo.engines.artifact import read
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.edit import attribute
@@ -24,6 +23,7 @@ from octavo.recovery.adaround import learn_rounding
 from octavo.recovery.lockstep import held_out, walk
 from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
 from octavo.recovery.rescale import equalize, migrate
+from octavo.saved.artifact import read
 
 LOW = [Rule(role="weight", bits=3), Rule("*", bits=5)]
 

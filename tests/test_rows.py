@@ -11,8 +11,8 @@ import octavo
 from conftest import Network, transformer
 from octavo.engines import available
 from octavo.engines.onnx import export_onnx
+from octavo.engines.onnx_rules import violations
 from octavo.engines.rows import with_rows_scaled
-from octavo.engines.tensorrt import violations
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture

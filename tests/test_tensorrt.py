@@ -9,7 +9,7 @@ from torch import nn
 import octavo
 from conftest import runs_here
 from octavo.engines.onnx import export_onnx
-from octavo.engines.tensorrt import RULES, violations
+from octavo.engines.onnx_rules import RULES, violations
 from octavo.errors import QuantizationError
 from octavo.numerics import Scheme
 from test_onnxruntime import CASES

@@ -11,8 +11,8 @@ import octavo
 from conftest import runs_here
 from octavo.engines import available
 from octavo.errors import QuantizationError
+from octavo.measure import paired_interval
 from octavo.network.target import target_for
-from octavo.recovery.evaluate import paired_interval
 from octavo.zoo import task
 
 

@@ -14,11 +14,14 @@ int8   = octavo.compile(net)
 from typing import Any
 
 from octavo.engines import available
-from octavo.engines.artifact import load, save
+from octavo.engines.auto import choose_engine
+from octavo.engines.deploy import compile, export
+from octavo.engines.ran import Ran, ran
+from octavo.engines.verify import Distance, verify
 from octavo.errors import QuantizationError
 from octavo.former import former, takes_pairs
+from octavo.measure import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.network.calibrate import Stats, choose_params, observe
-from octavo.network.cost import Limits
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
 from octavo.network.quantized import Quantized
@@ -26,18 +29,15 @@ from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS, Target, by_rows
 from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
-from octavo.recovery.evaluate import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.recovery.finetune import Trained, finetune, fit
 from octavo.recovery.objective import distance, divergence
 from octavo.recovery.repair import REPAIRS, repair
 from octavo.recovery.schedule import Schedule
 from octavo.recovery.trainable import trainable, trained
-from octavo.workflow.deploy import compile, export
+from octavo.saved.artifact import load, save
+from octavo.saved.cost import Limits
 from octavo.workflow.outcome import Result
-from octavo.workflow.race import choose_engine
-from octavo.workflow.ran import Ran, ran
 from octavo.workflow.recipe import quantize
-from octavo.workflow.verify import Distance, verify
 
 takes_pairs(globals())
 

@@ -76,11 +76,6 @@ class Graph:
         """Where its parameters are; the CPU if it has none."""
         return device_of(self.module) or torch.device("cpu")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from octavo.network.portable import packed, unpacked  # noqa: PLC0415 (it reads this file)
-
-        return unpacked, packed(self)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graph":
         args, kwargs = copy.deepcopy((self.example_args, self.example_kwargs), memo)
         return replace(self, module=copy_module(self.module), example_args=args, example_kwargs=kwargs)

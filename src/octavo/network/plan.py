@@ -63,7 +63,7 @@ class KeptFloat:
 class Coverage:
     """How many of the compute-heavy operations are quantized in all their inputs. Additions are not counted.
 
-    This is the plan. What an engine makes of it, `octavo.workflow.ran` says.
+    This is the plan. What an engine makes of it, `octavo.engines.ran` says.
 
     layers      the names of those that are quantized, in the order of the data flow
     per_tensor  the depthwise convolutions whose input has one scale for all channels, where sums would allow more

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
+from octavo.measure import real
 from octavo.network.graph import Graph
-from octavo.recovery.evaluate import real
 
 Loss = Callable[[Any, Any], Tensor]  # (what the network returns, the batch) → a scalar
 Distance = Callable[[Any, Any], Tensor]  # (outputs, the float network's outputs) → a scalar

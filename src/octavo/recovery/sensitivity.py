@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError, naming
+from octavo.measure import real, sqnr_db
 from octavo.network.graph import Graph
 from octavo.network.quantized import Quantized
-from octavo.recovery.evaluate import real, sqnr_db
 from octavo.recovery.stepwise import (
     Operation,
     Values,

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from octavo import files
-from octavo.engines.artifact import compiled, read
+from octavo.engines.ran import ran
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
+from octavo.measure import size_mb
 from octavo.network.graph import Graph
-from octavo.recovery.evaluate import size_mb
+from octavo.saved.artifact import compiled, read
 from octavo.workflow.outcome import coverage_record
-from octavo.workflow.ran import ran
 from octavo.workflow.table import speed
 from octavo.workflow.timing import contestants, latency, latency_record
 

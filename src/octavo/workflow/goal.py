@@ -12,7 +12,7 @@ import torch
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
-from octavo.recovery.evaluate import paired_interval, real
+from octavo.measure import paired_interval, real
 
 Evaluate = Callable[..., Any]
 

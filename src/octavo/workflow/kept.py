@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from octavo.errors import reading
-from octavo.network import samples
 from octavo.network.calibrate import Stats
 from octavo.numerics.channels import ChannelHistogram, restored
 from octavo.numerics.histogram import Histogram
+from octavo.saved import calls
 
 T = TypeVar("T")
 _DAMAGED = "search in another folder, and see whether the disk is full or failing"
@@ -40,10 +40,10 @@ def pack_stats(stats: Mapping[str, Histogram | ChannelHistogram]) -> bytes:
     sites = json.dumps({name: list(different).index(id(histogram)) for name, histogram in stats.items()})
     tensors = {f"{n}.{part}": tensor for n, state in enumerate(different.values()) for part, tensor in state.items()}
     tensors["sites"] = torch.frombuffer(bytearray(sites.encode()), dtype=torch.uint8)
-    records, values = samples.packed(stats.samples if isinstance(stats, Stats) else ())
+    records, values = calls.packed(stats.samples if isinstance(stats, Stats) else ())
     if records:
-        calls = json.dumps([record.model_dump() for record in records])
-        tensors["calls"] = torch.frombuffer(bytearray(calls.encode()), dtype=torch.uint8)
+        written = json.dumps([record.model_dump() for record in records])
+        tensors["calls"] = torch.frombuffer(bytearray(written.encode()), dtype=torch.uint8)
         tensors |= {f"call.{name}": value for name, value in values.items()}
     packed = safetensors.torch.save(tensors)
     return sha256(packed).digest() + packed
@@ -69,9 +69,9 @@ def _stats(data: bytes) -> Stats:
         if number.isdecimal():
             states[int(number)][part] = tensor
     histograms = [restored(state) for state in states]
-    calls = json.loads(tensors["calls"].numpy().tobytes()) if "calls" in tensors else []
+    records = json.loads(tensors["calls"].numpy().tobytes()) if "calls" in tensors else []
     values = {name.removeprefix("call."): tensor for name, tensor in tensors.items() if name.startswith("call.")}
     return Stats(
         MappingProxyType({name: histograms[number] for name, number in sites.items()}),
-        samples.unpacked([samples.CallRecord.model_validate(call) for call in calls], values),
+        calls.unpacked([calls.CallRecord.model_validate(call) for call in records], values),
     )

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, Literal
 
-from octavo.engines.artifact import save
+from octavo.engines.ran import Ran, ran
 from octavo.former import former
 from octavo.machine import machine, versions
 from octavo.network.graph import Graph
 from octavo.network.plan import Coverage
 from octavo.network.quantized import Quantized
 from octavo.recovery.sensitivity import Sensitivity
+from octavo.saved.artifact import save
 from octavo.workflow.goal import Goal, Score, Verdict
-from octavo.workflow.ran import Ran, ran
 from octavo.workflow.study import Trial
 
 

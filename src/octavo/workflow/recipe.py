@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from octavo.arguments import checked, made_folder
+from octavo.engines.auto import AUTO
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
 from octavo.network.digest import digest_of_graph, source_of
@@ -32,15 +33,14 @@ from octavo.network.target import Target, target_for
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
+from octavo.workflow.engine import engine_for
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.kept import pack_stats, parsed
 from octavo.workflow.outcome import Result, rung_records
-from octavo.workflow.race import engine_for
 from octavo.workflow.rungs import Prefer, Road, walk
 from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
 from octavo.workflow.study import Study, Trial, trial_key
 from octavo.workflow.trial import (
-    AUTO,
     Bench,
     Candidate,
     Keep,

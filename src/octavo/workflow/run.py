@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.files import write
+from octavo.measure import agreement, sqnr_db
 from octavo.network.export import private_copy
 from octavo.network.graph import call_arguments
 from octavo.network.ranks import is_first, together
-from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.goal import Evaluate
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import quantize, save_record

@@ -7,8 +7,8 @@ import torch
 from rich.progress import track
 
 from octavo.engines import available, compile
+from octavo.measure import Latencies, latency_ms
 from octavo.network.graph import Graph, call_arguments
-from octavo.recovery.evaluate import Latencies, latency_ms
 
 CONTESTANTS = {
     "torch_eager": "torch eager, fp32",

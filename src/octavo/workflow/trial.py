@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import nn
 
 from octavo.engines import available
+from octavo.engines.auto import AUTO
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError, reading
 from octavo.machine import versions, versions_of
@@ -31,7 +32,6 @@ from octavo.workflow.study import Trial, trial_key
 
 Train = Callable[[nn.Module], object]
 Keep = Callable[[str, Callable[[], bytes]], bytes]
-AUTO = "auto"
 PACKAGES_OF = {"openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}  # beside torch
 
 

@@ -14,16 +14,16 @@ from rich.progress import track
 from torch import Tensor
 
 from octavo.engines import compile
+from octavo.engines.ran import ran
 from octavo.files import write
 from octavo.machine import machine, versions
+from octavo.measure import agreement, sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
-from octavo.recovery.evaluate import agreement, sqnr_db
 from octavo.workflow.outcome import coverage_record
-from octavo.workflow.ran import ran
 from octavo.workflow.table import show
 from octavo.workflow.timing import contestants, latency, latency_record
 from octavo.zoo import photographs

@@ -4,10 +4,8 @@ Which engine is fastest depends on the network and the machine, and now and then
 winner is timed beside its own float32 and bfloat16, and a warning says so where those are as fast.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,21 +15,12 @@ from octavo.arguments import checked
 from octavo.engines import available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
-from octavo.machine import machine, versions
-from octavo.network.calibrate import choose_params, observe
+from octavo.measure import Latencies, latency_ms
 from octavo.network.device import on_cpu
-from octavo.network.digest import digest_of_graph
-from octavo.network.graph import Graph, network_inputs
-from octavo.network.origin import SIMULATION
-from octavo.network.plan import make_plan
+from octavo.network.graph import network_inputs
 from octavo.network.quantized import Quantized
-from octavo.network.ranks import by_first
-from octavo.network.rule import Rule
-from octavo.network.target import Target, target_for
-from octavo.recovery.evaluate import Latencies, latency_ms
-from octavo.workflow.study import Study, trial_key
 
-LOG = logging.getLogger("octavo")
+AUTO = "auto"
 WITH_FLOAT: dict[str, tuple[str, ...]] = {"openvino": ("f32", "bf16"), "inductor": ("f32", "bf16"), "onnxruntime": ()}
 
 
@@ -86,8 +75,8 @@ def choose_engine(
     net = on_cpu(net)
     graph = net.graph
     args, kwargs = (graph.example_args, graph.example_kwargs) if example is None else network_inputs(graph, example)
-    contestants = dict.fromkeys(_integer(), net)
-    candidates, latencies, rejected = _race(contestants, (args, kwargs), check=check, rounds=rounds)
+    contestants = dict.fromkeys(integer_engines(), net)
+    candidates, latencies, rejected = race(contestants, (args, kwargs), check=check, rounds=rounds)
     winner = next(iter(latencies))
     beside = {"int8": candidates[winner]} | {
         precision: engines.compile(graph, engine=winner, precision=precision)
@@ -97,55 +86,12 @@ def choose_engine(
     return candidates[winner], Choice(engine=winner, latencies=latencies, float_ms=float_ms, rejected=rejected)
 
 
-def engine_for(
-    folder: Path, graph: Graph, rules: Sequence[Rule], target: Target | str | None, batches: Iterable[Any]
-) -> str:
-    """The engine on which `graph` is fastest here and right, each with its own plan; the study keeps what was found.
-
-    target   of every plan; None takes the engine's own
-    batches  a few, to calibrate with: what is timed need not be accurate
-    raises   QuantizationError if no engine runs the network as its simulation says
-    """
-    names = _integer()
-    if len(names) == 1:
-        return SIMULATION if names == ["reference"] else names[0]
-    key = "engine-" + trial_key(
-        model=digest_of_graph(graph),
-        rules=[str(rule) for rule in rules],
-        target=repr(target),
-        engines=names,
-        machine=machine(),
-        versions=versions(),
-    )
-
-    def known() -> bytes | None:
-        with Study(folder) as study:
-            return study.blob(key)
-
-    data = by_first(known)
-    if data is None:
-
-        def raced() -> bytes:
-            plans = {name: make_plan(graph, rules, target=target or target_for(name)) for name in names}
-            nets = {name: choose_params(plan, observe(plan, batches)) for name, plan in plans.items()}
-            example = (graph.example_args, graph.example_kwargs)
-            _, latencies, rejected = _race(nets, example, check=True, rounds=15)
-            winner = next(iter(latencies))
-            LOG.info("%s", Choice(engine=winner, latencies=latencies, float_ms=Latencies(), rejected=rejected))
-            with Study(folder) as study:
-                study.keep(key, winner.encode())
-            return winner.encode()
-
-        data = by_first(raced)
-    return str(data, errors="replace")  # whatever it is, it has to be the name of an engine
-
-
-def _integer() -> list[str]:
+def integer_engines() -> list[str]:
     """The engines that a network may be deployed on here; the reference if there are none."""
     return [name for name in available() if name != "reference"] or ["reference"]
 
 
-def _race(
+def race(
     nets: Mapping[str, Quantized], example: tuple[Any, Any], *, check: bool, rounds: int
 ) -> tuple[dict[str, engines.Compiled], Latencies, dict[str, str]]:
     """({engine: network} of those that are right, their times, the fastest first, {engine: why it is out})."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import QuantizationError
-from octavo.recovery import evaluate
-from octavo.recovery.evaluate import (
+from octavo.measure import (
     Latencies,
     Latency,
     agreement,
@@ -161,7 +160,7 @@ def test_latency_calls_everyone_once_a_round() -> None:
 def test_latency_statistics_are_those_of_the_counted_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     # A call in round n (warm-up included) takes n milliseconds.
     ticks = iter([tick for n in range(14) for tick in (0.0, n / 1000)])
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(ticks))
     timed = latency_ms({"a": lambda: None}, rounds=11, warmup=3)["a"]
     assert (timed.p10_ms, timed.median_ms, timed.p90_ms) == pytest.approx((4, 8, 12))
 

@@ -10,6 +10,7 @@ from typing import Any
 from octavo import engines
 from octavo.arguments import checked
 from octavo.engines import available
+from octavo.engines.auto import AUTO, choose_engine
 from octavo.engines.check import ENOUGH_DB, nearness, ran
 from octavo.engines.faults import EngineFaultError, compile_right
 from octavo.errors import QuantizationError
@@ -18,8 +19,6 @@ from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.quantized import Quantized, target_of
 from octavo.network.samples import calls_of
-from octavo.workflow.race import choose_engine
-from octavo.workflow.trial import AUTO
 
 LOG = logging.getLogger("octavo")
 
@@ -84,12 +83,12 @@ def export(net: Quantized | Graph, path: str | PathLike[str]) -> None:
     """Write the network as one ONNX model with QuantizeLinear and DequantizeLinear, for any engine that reads them.
 
     Dynamic axes are those of the graph; what the plan leaves in float is float there. With a plan for the target
-    "tensorrt" the model is checked against the rules that TensorRT documents (`octavo.engines.tensorrt`).
+    "tensorrt" the model is checked against the rules that TensorRT documents (`octavo.engines.onnx_rules`).
     net     a captured graph is written as the float network
     raises  QuantizationError for an operation that ONNX cannot express, or a rule that is broken
     """
     from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
-    from octavo.engines.tensorrt import check_tensorrt  # noqa: PLC0415
+    from octavo.engines.onnx_rules import check_tensorrt  # noqa: PLC0415
 
     path = Path(path)
     if path.is_dir():

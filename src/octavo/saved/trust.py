@@ -19,17 +19,18 @@ from torch.utils._pytree import tree_leaves
 from octavo.engines.check import Outputs, agreement, moved, simulated
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError, reading, refused
-from octavo.network.cost import RAISE, Limits, check_cost
 from octavo.network.edit import is_floating
 from octavo.network.graph import check_graph
 from octavo.network.plan import Coverage, Plan, Quantizer
 from octavo.network.quantized import Quantized
-from octavo.network.record import GraphRecord, InputRecord, graph_from
 from octavo.network.rule import Rule
-from octavo.network.samples import CallRecord, calls_of
+from octavo.network.samples import calls_of
 from octavo.network.share import Edge
 from octavo.network.target import Target
 from octavo.numerics.affine import QParams, dequantize
+from octavo.saved.calls import CallRecord
+from octavo.saved.cost import RAISE, Limits, check_cost
+from octavo.saved.record import GraphRecord, InputRecord, graph_from
 
 _REMEDY = "save it again; manifest.json says which version of Octavo wrote it"
 GROWTH, SMALL = 8, 2**26  # float weights may take this many times their file, or this many bytes

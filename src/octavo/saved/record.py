@@ -2,7 +2,7 @@
 
     Graph ─▶ GraphRecord ─▶ JSON ─▶ GraphRecord ─▶ Graph
 
-Operations are written by name and found again among those that are allowed (`octavo.network.allowed`); sizes that
+Operations are written by name and found again among those that are allowed (`octavo.saved.allowed`); sizes that
 depend on the inputs are written as expressions of symbols and rebuilt from a fixed list of functions. torch writes
 Python from a graph, so whatever becomes a name in it has to be one: nothing in a record is executed.
 """
@@ -19,12 +19,12 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import TreeSpec
 
 from octavo.errors import refused
-from octavo.network.allowed import NAME_OF_SIZES, check_arguments, operator_named
 from octavo.network.edit import attribute, layer_of, submodule
 from octavo.network.graph import Graph
-from octavo.network.literals import cannot_write, read, written
-from octavo.network.sizes import Json, Symbols, Values, dtype_named, value_record
-from octavo.network.structure import Structure, spec_of, structure_of
+from octavo.saved.allowed import NAME_OF_SIZES, check_arguments, operator_named
+from octavo.saved.literals import cannot_write, read, written
+from octavo.saved.sizes import Json, Symbols, Values, dtype_named, value_record
+from octavo.saved.structure import Structure, spec_of, structure_of
 
 MOST_NODES, MOST_INPUTS = 20_000, 1_000
 
@@ -115,7 +115,7 @@ def tensors_of(graph: Graph) -> dict[str, Tensor]:
 def graph_from(record: GraphRecord, tensors: Mapping[str, Tensor], *, operators: Collection[str] = ()) -> Graph:
     """The graph that `record` was made from, with these tensors; its example inputs are random in the same ranges.
 
-    Nothing is computed: `octavo.network.cost` says whether the operations fit together, and what they would take.
+    Nothing is computed: `octavo.saved.cost` says whether the operations fit together, and what they would take.
 
     operators  further ones that the caller trusts, see `operator_named`
     raises     QuantizationError for an operation that is not allowed or that this version of torch does not have, and

@@ -8,7 +8,7 @@
 
 Any engine can be compiled from it, on any machine: integer weights are unpacked to the same integers as before. Nothing
 in it is executed as code. The digests tell accidents, not forgery: they are part of what a forger could write, so what
-they hold is checked too (`octavo.engines.trust`).
+they hold is checked too (`octavo.saved.trust`).
 """
 
 from collections.abc import Collection
@@ -23,13 +23,22 @@ from safetensors.torch import load as load_tensors
 from octavo import engines
 from octavo.arguments import checked
 from octavo.engines.check import Outputs
-from octavo.engines.container import Manifest, check_free, read_container, write_container
-from octavo.engines.evidence import evidence, from_evidence, remember_check, was_checked
 from octavo.engines.faults import compile_right
-from octavo.engines.onnx_allowed import check_onnx
 from octavo.engines.signature import signature_of
-from octavo.engines.store import TensorStore, onnx_with_tensors
-from octavo.engines.trust import (
+from octavo.errors import QuantizationError
+from octavo.machine import versions
+from octavo.network.device import on_cpu
+from octavo.network.origin import origin_of
+from octavo.network.plan import Plan
+from octavo.network.quantized import Quantized
+from octavo.numerics.affine import QParams, quantize
+from octavo.saved.container import Manifest, check_free, read_container, write_container
+from octavo.saved.cost import LIMITS, Limits
+from octavo.saved.evidence import evidence, from_evidence, remember_check, was_checked
+from octavo.saved.onnx_allowed import check_onnx
+from octavo.saved.record import graph_record, tensors_of
+from octavo.saved.store import TensorStore, onnx_with_tensors
+from octavo.saved.trust import (
     NetworkRecord,
     StoredParams,
     StoredTensor,
@@ -40,15 +49,6 @@ from octavo.engines.trust import (
     readable,
     unreadable,
 )
-from octavo.errors import QuantizationError
-from octavo.machine import versions
-from octavo.network.cost import LIMITS, Limits
-from octavo.network.device import on_cpu
-from octavo.network.origin import origin_of
-from octavo.network.plan import Plan
-from octavo.network.quantized import Quantized
-from octavo.network.record import graph_record, tensors_of
-from octavo.numerics.affine import QParams, quantize
 
 NETWORK, TENSORS, ONNX, SAMPLES = "network.json", "tensors.safetensors", "model.onnx", "samples.safetensors"
 READS_ONNX = ("openvino", "onnxruntime")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from octavo.engines.onnx_operators import OPSET
 from octavo.errors import QuantizationError, reason, refused
-from octavo.network.cost import RAISE, Limits
+from octavo.saved.cost import RAISE, Limits
 
 _OPERATORS = """
 Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift

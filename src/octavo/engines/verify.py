@@ -16,12 +16,12 @@ from octavo.arguments import checked
 from octavo.engines import compile
 from octavo.engines.sites import Step, returning_sites
 from octavo.errors import QuantizationError
+from octavo.measure import leaf_pairs
 from octavo.network.graph import call_arguments, network_inputs
 from octavo.network.origin import SIMULATION, origin_of
 from octavo.network.quantized import Quantized, graph_of
 from octavo.network.simulate import simulate
 from octavo.numerics.decibels import decibels
-from octavo.recovery.evaluate import leaf_pairs
 
 Model = Callable[..., Any]
 

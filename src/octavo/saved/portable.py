@@ -3,13 +3,14 @@
 Torch pickles the code of a module, without the shapes that every later stage reads.
 """
 
+import copyreg
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from octavo.network.graph import Graph
-from octavo.network.record import GraphRecord, graph_from, graph_record, tensors_of
+from octavo.saved.record import GraphRecord, graph_from, graph_record, tensors_of
 
 Packed = tuple[GraphRecord, dict[str, Tensor], dict[str, bool], tuple[Any, ...], dict[str, Any]]
 
@@ -38,3 +39,10 @@ def unpacked(
         delattr(owner, leaf)
         owner.register_parameter(leaf, nn.Parameter(tensors[name], requires_grad=trained[name]))
     return replace(graph, example_args=args, example_kwargs=kwargs)
+
+
+def _reduced(graph: Graph) -> tuple[Any, ...]:
+    return unpacked, packed(graph)
+
+
+copyreg.pickle(Graph, _reduced)

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from octavo.errors import QuantizationError
-from octavo.network.sizes import Json
+from octavo.saved.sizes import Json
 
 _BY_NAME = {  # {tag in the record: (type, its values by name)}
     "dtype": (torch.dtype, torch),

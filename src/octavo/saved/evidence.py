@@ -16,7 +16,8 @@ from octavo.engines.check import Outputs, simulated
 from octavo.engines.native import SOURCES, cache_folder
 from octavo.machine import machine, versions
 from octavo.network.quantized import Quantized
-from octavo.network.samples import Call, CallRecord, calls_of, packed, unpacked
+from octavo.network.samples import Call, calls_of
+from octavo.saved.calls import CallRecord, packed, unpacked
 
 MEGABYTES = 4.0  # of outputs that are kept; larger ones are simulated again where they are needed
 
