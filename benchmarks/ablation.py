@@ -39,7 +39,7 @@ from octavo.machine import machine, versions
 from octavo.measure import paired_interval
 from octavo.network.target import Target, by_rows, target_for
 from octavo.workflow.calibration import for_repairs
-from octavo.workflow.rungs import mostly_rows
+from octavo.workflow.stages import mostly_rows
 
 CONSOLE = Console()
 Change = Callable[[Target], Target]

@@ -53,7 +53,7 @@ def measure(max_drop: float, smaller: int) -> dict[str, Any]:
 
     count = len(layers(full))
     ranked = [row.layer for row in result.sensitivities]
-    partial = [trial for trial in result.trials if trial.rung == "partial"]
+    partial = [trial for trial in result.trials if trial.stage == "partial"]
     goal = result.reference.metric - result.goal.allowed(result.reference)
     beaten = list(smaller_sets(result, smaller))
     return {
@@ -61,7 +61,7 @@ def measure(max_drop: float, smaller: int) -> dict[str, Any]:
         "activation_bits": 4,
         "max_drop": max_drop,
         "float": result.reference.metric,
-        "ptq": max(trial.metric for trial in result.trials if trial.rung.startswith("ptq")),
+        "ptq": max(trial.metric for trial in result.trials if trial.stage.startswith("ptq")),
         "partial": result.metric,
         "met": result.met,
         "kept_float": result.kept_float,

@@ -31,7 +31,7 @@ from octavo import Graph, Quantized, Rule, Schedule
 from octavo.machine import machine, versions
 from octavo.measure import paired_interval
 from octavo.recovery.stepwise import samples
-from octavo.workflow.rungs import PAPER_METHODS
+from octavo.workflow.stages import PAPER_METHODS
 from octavo.zoo import Task, minilm, resnet20, task
 from octavo.zoo.task import Batches
 
@@ -220,10 +220,10 @@ def _repaired(net: Quantized, ptq: float, batches: list[Any], score: Any) -> dic
 
 def _partial(scored: Task, model: Any, rules: list[Rule], engine: str, target: Any) -> dict[str, Any]:
     """{"partial": metric, "kept_float": layers} of the smallest set in float within 1 %, without repairs."""
-    from octavo.workflow import rungs  # noqa: PLC0415 (only its table is needed, without one row)
+    from octavo.workflow import stages  # noqa: PLC0415 (only its table is needed, without one row)
 
-    table = rungs.RUNGS
-    rungs.RUNGS = {name: rung for name, rung in table.items() if name in ("ptq", "partial")}
+    table = stages.STAGES
+    stages.STAGES = {name: stage for name, stage in table.items() if name in ("ptq", "partial")}
     try:
         with TemporaryDirectory() as out:
             result = octavo.quantize(
@@ -240,7 +240,7 @@ def _partial(scored: Task, model: Any, rules: list[Rule], engine: str, target: A
                 progress=False,
             )
     finally:
-        rungs.RUNGS = table
+        stages.STAGES = table
     return {"partial": result.metric, "kept_float": list(result.kept_float), "met": result.met}
 
 

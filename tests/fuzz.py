@@ -85,7 +85,7 @@ def trial(number: int) -> Trial:
     """One with every column filled."""
     return Trial(
         key=f"key{number}",
-        rung="ptq",
+        stage="ptq",
         method="max",
         engine="simulation",
         kept_float=("head", "stem"),

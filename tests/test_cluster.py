@@ -13,7 +13,7 @@ from torch import nn
 
 import octavo
 from octavo.errors import QuantizationError
-from octavo.workflow.cluster import Parcel, content
+from octavo.workflow.cluster import Payload, content
 from octavo.workflow.goal import Goal, Score
 from octavo.workflow.study import Study
 
@@ -44,7 +44,7 @@ def evaluate(network):
 """
 
 
-def parcel(folder, score=1.0, **changed):
+def payload(folder, score=1.0, **changed):
     """What a worker is sent for the recipe file in `folder`, as a process that reads it now makes it."""
     (folder / "shared_recipe.py").write_text(MODULE.replace("{score}", str(score)))
     sys.modules.pop("shared_recipe", None)
@@ -57,7 +57,7 @@ def parcel(folder, score=1.0, **changed):
         "stats": b"", "evaluate": module.evaluate, "goal": Goal(), "engine": "simulation",
         "reference": Score(metric=1.0), "model": "m", "data": "d", "batches": (),
     }  # fmt: skip
-    return Parcel(**facts | changed)
+    return Payload(**facts | changed)
 
 
 def test_a_worker_tells_recipes_apart_by_all_that_they_hold(tmp_path, monkeypatch) -> None:
@@ -65,7 +65,7 @@ def test_a_worker_tells_recipes_apart_by_all_that_they_hold(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     try:
         names = [
-            content(parcel(tmp_path, **changed), pickle.Pickler)
+            content(payload(tmp_path, **changed), pickle.Pickler)
             for changed in (
                 {},
                 {"score": 2.0},  # the same file, written again
@@ -78,7 +78,7 @@ def test_a_worker_tells_recipes_apart_by_all_that_they_hold(tmp_path, monkeypatc
             )
         ]
         assert len(set(names)) == len(names)
-        assert content(parcel(tmp_path), pickle.Pickler) == names[0]
+        assert content(payload(tmp_path), pickle.Pickler) == names[0]
     finally:
         sys.modules.pop("shared_recipe", None)
 

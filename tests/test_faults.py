@@ -127,7 +127,7 @@ def test_an_engines_fault_is_not_repaired_by_the_search(network, monkeypatch, tm
             model, calibration=batches, evaluate=evaluate, max_drop=0.5, engine="wrong", out=tmp_path, progress=False
         )
     assert result.met
-    assert {(trial.rung, trial.kept_float) for trial in result.trials} == {("ptq", ())}
+    assert {(trial.stage, trial.kept_float) for trial in result.trials} == {("ptq", ())}
     assert [kept.site for kept in result.coverage.kept_float] == ["a"]
     assert "left in float: a, because wrong computes it wrongly" in result.summary
     record = json.loads((tmp_path / "result.json").read_text())

@@ -59,7 +59,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def without_times(record: dict) -> dict:
-    for row in (*record["rungs"], *record["trials"]):
+    for row in (*record["stages"], *record["trials"]):
         del row["seconds"]
     for row in record["sensitivities"]:
         del row["latency_ms"]

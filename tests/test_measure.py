@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo import measure
 from octavo.errors import QuantizationError
 from octavo.measure import (
     Latencies,

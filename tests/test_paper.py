@@ -73,8 +73,8 @@ def test_partial_quantization_mends_what_calibration_cannot() -> None:
         engine="simulation",
         progress=False,
     )
-    evaluations = {rung.rung: rung.trials for rung in result.rungs}
-    assert max(trial.metric for trial in result.trials if trial.rung == "ptq") < 0.97 * result.reference.metric
+    evaluations = {stage.stage: stage.trials for stage in result.stages}
+    assert max(trial.metric for trial in result.trials if trial.stage == "ptq") < 0.97 * result.reference.metric
     assert result.met
     assert 1 <= len(result.kept_float) <= 10
     assert evaluations["partial"] <= 2 * math.log2(29) + 10

@@ -1,4 +1,4 @@
-"""A whole search under torchrun, with every rung of the road, against one process; and ranks that fail."""
+"""A whole search under torchrun, with every stage of the road, against one process; and ranks that fail."""
 
 import json
 import os
@@ -56,10 +56,10 @@ def tell(found):
 SEARCH = """
 result = quantize()
 with torch.no_grad():
-    trials = [[t.key, t.rung, t.method, list(t.repairs), t.trained, list(t.kept_float), t.metric, t.scores, t.error]
+    trials = [[t.key, t.stage, t.method, list(t.repairs), t.trained, list(t.kept_float), t.metric, t.scores, t.error]
               for t in result.trials]
     tell({"trials": trials, "best": result.best.key, "output": result.model(inputs[:5]).tolist(),
-          "trained": result.best.trained, "rungs": [rung.rung for rung in result.rungs]})
+          "trained": result.best.trained, "stages": [stage.stage for stage in result.stages]})
 octavo.quantize(model, calibration=share, evaluate=evaluate, engine="simulation", progress=False)
 left = dist.distributed_c10d._world.pg_names if world > 1 else {}
 assert len(left) in (0, 1), "Octavo's own process groups are destroyed"
@@ -87,7 +87,7 @@ def test_every_rung_of_a_search_on_two_ranks_is_that_of_one_process(tmp_path) ->
     (alone,) = torchrun(tmp_path / "one", SEARCH, ranks=1)
     first, second = torchrun(tmp_path / "two", SEARCH)
     assert first == second
-    assert alone["rungs"] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
+    assert alone["stages"] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
     for name in alone:
         assert first[name] == alone[name], name
 

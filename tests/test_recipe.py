@@ -1,4 +1,4 @@
-"""The whole road on small networks: which rungs it climbs, what it returns, and that nothing is measured twice."""
+"""The whole road on small networks: which stages it climbs, what it returns, and that nothing is measured twice."""
 
 import json
 from importlib.metadata import version
@@ -57,13 +57,13 @@ FOUR_BITS = [Rule(role="input", bits=3), Rule("*", role="lhs", bits=3), Rule("*"
 def test_calibration_is_enough_for_an_easy_goal(case) -> None:
     result = octavo.quantize(**case, max_drop=0.2, **FAST)
     assert result.met
-    assert [rung.rung for rung in result.rungs] == ["ptq"]
+    assert [stage.stage for stage in result.stages] == ["ptq"]
     assert [trial.method for trial in result.trials] == ["max", "entropy", "99.99", "99.999"]
     assert case["evaluate"].calls == 5  # float once, and each candidate
     scores = [trial.metric for trial in result.trials]
     assert result.metric == max(scores) == pytest.approx(case["evaluate"](result.model).mean().item())
     assert result.coverage.quantized == result.coverage.total == 8
-    assert "the rung ptq met the goal" in result.summary
+    assert "the stage ptq met the goal" in result.summary
 
 
 def test_the_model_is_left_alone(case) -> None:
@@ -82,9 +82,9 @@ def test_an_impossible_goal_climbs_every_rung_and_returns_the_best_seen(case) ->
 
     result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=never, **FAST)
     assert not result.met
-    assert [rung.rung for rung in result.rungs] == ["ptq", "ptq_more", "repair", "rows", "partial"]
+    assert [stage.stage for stage in result.stages] == ["ptq", "ptq_more", "repair", "rows", "partial"]
     assert result.metric == max(trial.metric for trial in result.trials)
-    assert "no rung is left to try" in result.summary
+    assert "no stage is left to try" in result.summary
     assert "The goal is not met" in result.summary
     assert "evaluate returned one number" in result.summary
 
@@ -94,7 +94,7 @@ def test_partial_quantization_leaves_the_sensitive_layer_in_float(case) -> None:
     rules = [Rule("hidden.3", bits=2), Rule("*")]
     result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, **FAST)
     assert result.met
-    assert result.rungs[-1].rung == "partial"
+    assert result.stages[-1].stage == "partial"
     assert "hidden.3" in result.kept_float
     assert len(result.kept_float) <= 4  # of 15, additions among them: the samples are a random draw
     assert result.sensitivities[0].layer == "hidden.3"
@@ -162,7 +162,7 @@ def test_another_version_of_what_computes_is_measured_anew(package, monkeypatch)
     from octavo.workflow import trial  # noqa: PLC0415 (its names are common ones)
 
     graph = octavo.capture(torch.nn.Linear(4, 4).eval(), torch.randn(2, 4))
-    bench = trial.Bench(
+    context = trial.Context(
         plan=octavo.make_plan(graph),
         stats=None,
         evaluate=None,
@@ -172,9 +172,9 @@ def test_another_version_of_what_computes_is_measured_anew(package, monkeypatch)
         model="",
         data="",
     )
-    before = trial.key_of(bench, trial.Candidate(method="max"))
+    before = trial.key_of(context, trial.Candidate(method="max"))
     monkeypatch.setattr("octavo.machine.version", lambda name: "9" if name == package else version(name))
-    assert trial.key_of(bench, trial.Candidate(method="max")) != before
+    assert trial.key_of(context, trial.Candidate(method="max")) != before
 
 
 @pytest.mark.parametrize("form", [lambda x: x.reshape(1), lambda x: x.reshape(()), lambda x: x.numpy(), float])
@@ -293,13 +293,13 @@ def test_if_every_candidate_fails_the_first_reason_is_given(case) -> None:
 def test_the_record_has_what_a_report_needs(case, tmp_path) -> None:
     octavo.quantize(**case, max_drop=0.2, out=tmp_path, **FAST)
     record = json.loads((tmp_path / "result.json").read_text())
-    assert {"met", "max_drop", "interval", "rungs", "trials", "kept_float", "metric", "coverage", "versions"} <= set(
+    assert {"met", "max_drop", "interval", "stages", "trials", "kept_float", "metric", "coverage", "versions"} <= set(
         record
     )
     assert record["metric"].keys() == {"name", "float", "int8", "drop", "samples"}
     assert record["metric"]["samples"] == 400
     assert [trial["id"] for trial in record["trials"]] == [1, 2, 3, 4]
-    assert record["rungs"][0].keys() == {"rung", "trials", "best", "seconds"}
+    assert record["stages"][0].keys() == {"stage", "trials", "best", "seconds"}
 
 
 def test_too_few_samples_are_said_to_be_too_few(case) -> None:
@@ -321,7 +321,7 @@ def test_too_few_samples_are_said_to_be_too_few(case) -> None:
 
 
 def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end_the_search(case) -> None:
-    """Of 10 000 samples, calibration loses 95 where 100 are allowed, too near to be sure; the next rung loses 10."""
+    """Of 10 000 samples, calibration loses 95 where 100 are allowed, too near to be sure; the next stage loses 10."""
     lost = iter([0, 95, 95, 95, 95, 10, 10, 10])
 
     def evaluate(network):
@@ -330,7 +330,7 @@ def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end
         return scores
 
     result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, **FAST)
-    assert [rung.rung for rung in result.rungs] == ["ptq", "ptq_more"]
+    assert [stage.stage for stage in result.stages] == ["ptq", "ptq_more"]
     assert result.verdict.certified
     assert result.metric == 0.999
 

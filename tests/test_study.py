@@ -29,7 +29,7 @@ from octavo.workflow.study import Study, Trial, trial_key
 
 TRIAL = Trial(
     key="a" * 64,
-    rung="calibration",
+    stage="calibration",
     method="99.99",
     engine="openvino",
     kept_float=("layer1.0.conv1", "größe", ""),
@@ -60,7 +60,7 @@ def say(*words):
 def measure(key, seconds):
     say("start", key)
     time.sleep(seconds)
-    return Trial(key=key, rung="r", method=str(os.getpid()), engine="e", kept_float=(), metric=float(key), error=None,
+    return Trial(key=key, stage="r", method=str(os.getpid()), engine="e", kept_float=(), metric=float(key), error=None,
                  scores=(time.time(),), abandoned=False, seconds=seconds, versions={}, model="m", data="d")
 
 def work(trials, seconds):
@@ -320,9 +320,11 @@ def altered(folder: Path, *statements: str) -> Path:
     return folder / "study.sqlite"
 
 
-def test_an_older_schema_is_brought_up_to_date(tmp_path) -> None:
-    """Schema 2 knew nothing of rows: its trials had none."""
-    altered(tmp_path, "ALTER TABLE trials DROP COLUMN rows", "PRAGMA user_version = 2")
+@pytest.mark.parametrize("schema", [2, 3])
+def test_an_older_schema_is_brought_up_to_date(tmp_path, schema) -> None:
+    """Schemas 2 and 3 called a stage a rung; 2 knew nothing of rows: its trials had none."""
+    without = ["ALTER TABLE trials DROP COLUMN rows"] if schema == 2 else []
+    altered(tmp_path, *without, "ALTER TABLE trials RENAME COLUMN stage TO rung", f"PRAGMA user_version = {schema}")
     for _ in range(2):
         with Study(tmp_path) as study:
             assert [replace(trial, id=None) for trial in study.trials()] == [TRIAL]
@@ -336,7 +338,7 @@ def test_a_newer_schema(tmp_path) -> None:
     with pytest.raises(QuantizationError) as error:
         Study(tmp_path)
     assert str(error.value) == (
-        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 3; "
+        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 4; "
         "see that the folder can be written and has room, update Octavo, or search in another folder."
     )
 

@@ -1,1 +1,1 @@
-"""The road of §5 that drives itself: candidate after candidate, each committed to a study, until the goal is met."""
+"""The workflow of the paper, which drives itself: candidate after candidate, each committed to a study (§6)."""

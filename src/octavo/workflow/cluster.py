@@ -28,14 +28,14 @@ from octavo.workflow.goal import Evaluate, Goal, Score
 from octavo.workflow.kept import pack_stats, unpack_stats
 from octavo.workflow.search import MeasureAll, one_after_the_other
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Bench, Candidate, measure
+from octavo.workflow.trial import Candidate, Context, measure
 
 RETRIES = 3  # of a trial whose worker was lost
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
-    """A `Bench` as it travels: a captured graph cannot be pickled, so the model goes and is captured again."""
+class Payload:
+    """A `Context` as it travels: a captured graph cannot be pickled, so the model goes and is captured again."""
 
     network: nn.Module
     example: Any
@@ -51,10 +51,10 @@ class Parcel:
     data: str
     batches: tuple[Any, ...]
 
-    def unpacked(self) -> Bench:
-        """The bench on this machine."""
+    def unpacked(self) -> Context:
+        """The context on this machine."""
         graph = capture(self.network, self.example, dynamic_axes=self.dynamic_axes)
-        return Bench(
+        return Context(
             plan=make_plan(graph, self.rules, target=self.target),
             stats=unpack_stats(self.stats),
             evaluate=self.evaluate,
@@ -67,31 +67,31 @@ class Parcel:
         )
 
 
-def packed(bench: Bench, model: nn.Module) -> Parcel:
-    """What another machine needs to measure candidates of `bench`."""
-    graph, plan = bench.graph, bench.plan
-    return Parcel(
+def packed(context: Context, model: nn.Module) -> Payload:
+    """What another machine needs to measure candidates of `context`."""
+    graph, plan = context.graph, context.plan
+    return Payload(
         network=private_copy(model),
         example=graph.example_kwargs or graph.example_args,
         dynamic_axes=graph.dynamic_axes,
         rules=plan.rules,
         target=plan.target,
-        stats=pack_stats(bench.stats),
-        evaluate=bench.evaluate,
-        goal=bench.goal,
-        engine=bench.engine,
-        reference=bench.reference,
-        model=bench.model,
-        data=bench.data,
-        batches=bench.batches,
+        stats=pack_stats(context.stats),
+        evaluate=context.evaluate,
+        goal=context.goal,
+        engine=context.engine,
+        reference=context.reference,
+        model=context.model,
+        data=context.data,
+        batches=context.batches,
     )
 
 
-_benches: dict[str, Bench] = {}  # of this worker, by `content`: a model is captured once
+_contexts: dict[str, Context] = {}  # of this worker, by `content`: a model is captured once
 
 
-def content(parcel: Parcel, pickler: Any) -> str:
-    """Hexadecimal SHA-256 of all that `parcel` holds, and of the files that its functions and classes were read from.
+def content(payload: Payload, pickler: Any) -> str:
+    """Hexadecimal SHA-256 of all that `payload` holds, and of the files that its functions and classes were read from.
 
     pickler  a class like pickle.Pickler: what it pickles by reference is but a name in its bytes
     """
@@ -103,9 +103,9 @@ def content(parcel: Parcel, pickler: Any) -> str:
             return digest_of_batch(part) if isinstance(part, Tensor) else None
 
     pickled = BytesIO()
-    ByContent(pickled).dump(parcel)
+    ByContent(pickled).dump(payload)
     digest = sha256(pickled.getvalue())
-    for part in (parcel.evaluate, type(parcel.network), *map(type, parcel.network.modules())):
+    for part in (payload.evaluate, type(payload.network), *map(type, payload.network.modules())):
         digest.update(_file_of(part))
     return digest.hexdigest()
 
@@ -117,11 +117,11 @@ def _file_of(part: Any) -> bytes:
         return b""
 
 
-def _measure_parcel(name: str, parcel: Parcel, candidate: Candidate, rung: str) -> Trial:
-    if name not in _benches:
-        _benches.clear()  # another search: nothing asks for the former one any more
-        _benches[name] = parcel.unpacked()
-    return measure(_benches[name], candidate, rung)
+def _measure_payload(name: str, payload: Payload, candidate: Candidate, stage: str) -> Trial:
+    if name not in _contexts:
+        _contexts.clear()  # another search: nothing asks for the former one any more
+        _contexts[name] = payload.unpacked()
+    return measure(_contexts[name], candidate, stage)
 
 
 @contextmanager
@@ -152,18 +152,18 @@ def measured_on(where: Literal["ray"] | None, model: nn.Module) -> Iterator[Meas
 
 
 def _on_ray(ray: Any, model: nn.Module) -> MeasureAll:
-    remote = ray.remote(max_retries=RETRIES)(_measure_parcel)
-    parcels: list[Any] = []
+    remote = ray.remote(max_retries=RETRIES)(_measure_payload)
+    payloads: list[Any] = []
 
     def measure_all(
-        bench: Bench, candidates: Sequence[Candidate], rung: str
+        context: Context, candidates: Sequence[Candidate], stage: str
     ) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
-        if not parcels:
-            for part in (bench.evaluate, type(model)):
+        if not payloads:
+            for part in (context.evaluate, type(model)):
                 _send_by_value(ray, part)
-            parcel = packed(bench, model)
-            parcels.extend([content(parcel, ray.cloudpickle.CloudPickler), ray.put(parcel)])
-        waiting = {remote.remote(*parcels, candidate, rung): candidate for candidate in candidates}
+            payload = packed(context, model)
+            payloads.extend([content(payload, ray.cloudpickle.CloudPickler), ray.put(payload)])
+        waiting = {remote.remote(*payloads, candidate, stage): candidate for candidate in candidates}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             yield waiting.pop(ready), lambda ready=ready: ray.get(ready)  # type: ignore[misc]

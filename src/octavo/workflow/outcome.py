@@ -19,10 +19,10 @@ from octavo.workflow.study import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungRecord:
-    """One rung of the road: how many trials it took, the best metric after it, and the seconds of its trials."""
+class StageRecord:
+    """One stage of a search: how many trials it took, the best metric after it, and the seconds of its trials."""
 
-    rung: str
+    stage: str
     trials: int
     best: float | None
     seconds: float
@@ -39,7 +39,7 @@ class Result:
     best           the trial that `model` was
     verdict        how that trial stands to the float network
     too_few        whether the samples were too few to certify the goal for any candidate
-    trials, rungs  all that was tried
+    trials, stages  all that was tried
     sensitivities  every layer's, the most sensitive first, if partial quantization was needed
     stopped        why the search ended
     """
@@ -54,7 +54,7 @@ class Result:
     verdict: Verdict
     too_few: bool
     trials: tuple[Trial, ...]
-    rungs: tuple[RungRecord, ...]
+    stages: tuple[StageRecord, ...]
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
 
@@ -123,7 +123,7 @@ class Result:
             "interval": list(verdict.interval) if verdict.interval else None,
             "certified": verdict.certified and verdict.interval is not None,
             "too_few_samples": self.too_few,
-            "rungs": [asdict(rung) for rung in self.rungs],
+            "stages": [asdict(stage) for stage in self.stages],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
             "notes": list(self.net.notes),
             "rules": [str(rule) for rule in self.net.plan.rules],
@@ -152,7 +152,7 @@ def coverage_record(coverage: Coverage, ran: Ran | None) -> dict[str, Any]:
 def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
     return {
         "id": number,
-        "rung": trial.rung,
+        "stage": trial.stage,
         "method": trial.method,
         "rows": trial.rows,
         "repairs": list(trial.repairs),
@@ -165,17 +165,17 @@ def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
     }
 
 
-def rung_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[RungRecord, ...]:
-    """The rungs that `trials` belong to, in order."""
-    records: list[RungRecord] = []
+def stage_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[StageRecord, ...]:
+    """The stages that `trials` belong to, in order."""
+    records: list[StageRecord] = []
     best: float | None = None
-    for rung in dict.fromkeys(trial.rung for trial in trials):
-        own = [trial for trial in trials if trial.rung == rung]
+    for stage in dict.fromkeys(trial.stage for trial in trials):
+        own = [trial for trial in trials if trial.stage == stage]
         metrics = [trial.metric for trial in own if trial.error is None and not trial.abandoned]
         candidates = metrics if best is None else [*metrics, best]
         best = (max if higher_is_better else min)(candidates, default=None)
         seconds = round(math.fsum(trial.seconds for trial in own), 3)
-        records.append(RungRecord(rung=rung, trials=len(own), best=best, seconds=seconds))
+        records.append(StageRecord(stage=stage, trials=len(own), best=best, seconds=seconds))
     return tuple(records)
 
 
@@ -189,7 +189,7 @@ def summary(result: Result) -> str:
     lines = [
         f"The float network scores {result.reference.metric:.6g}; the goal allows a drop of {goal}, "
         f"{goal.allowed(result.reference):.4g}.",
-        f"Of {len(result.trials)} trials on {_rungs(result.rungs)} the best is {best.method} calibration{kept}: "
+        f"Of {len(result.trials)} trials on {_stages(result.stages)} the best is {best.method} calibration{kept}: "
         f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
         f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
     ]
@@ -209,8 +209,12 @@ def _layers(count: int) -> str:
     return "1 layer" if count == 1 else f"{count} layers"
 
 
-def _rungs(rungs: Sequence[RungRecord]) -> str:
-    return "the rung " + rungs[0].rung if len(rungs) == 1 else "the rungs " + ", ".join(rung.rung for rung in rungs)
+def _stages(stages: Sequence[StageRecord]) -> str:
+    return (
+        "the stage " + stages[0].stage
+        if len(stages) == 1
+        else "the stages " + ", ".join(stage.stage for stage in stages)
+    )
 
 
 def _interval(result: Result) -> str:

@@ -1,8 +1,8 @@
-"""`quantize`: the paper's road in one call (Wu et al. 2020, §6), within a budget, never losing a trial.
+"""`quantize`: the paper's workflow in one call (Wu et al. 2020, §6), within a budget, never losing a trial.
 
     calibrate by several methods ─▶ repair ─▶ leave the most sensitive layers in float ─▶ train
 
-Each rung is tried only if those before missed the goal; `rungs.py` has them. The study in `out` keeps every trial: a
+Each stage is tried only if those before missed the goal; `stages.py` has them. The study in `out` keeps every trial: a
 run that was killed and is started again goes on where it was.
 """
 
@@ -36,13 +36,13 @@ from octavo.workflow.cluster import measured_on
 from octavo.workflow.engine import engine_for
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.kept import pack_stats, parsed
-from octavo.workflow.outcome import Result, rung_records
-from octavo.workflow.rungs import Prefer, Road, walk
-from octavo.workflow.search import Budget, BudgetSpentError, Search, duration
+from octavo.workflow.outcome import Result, stage_records
+from octavo.workflow.search import Budget, BudgetSpentError, Prefer, Search, duration, preference
+from octavo.workflow.stages import walk
 from octavo.workflow.study import Study, Trial, trial_key
 from octavo.workflow.trial import (
-    Bench,
     Candidate,
+    Context,
     Keep,
     Train,
     candidate_of,
@@ -88,19 +88,19 @@ def quantize(
     rules, target see `make_plan`; by default everything, for the engine
     engine        that candidates are scored on: "auto" measures which is the fastest here that is right
     prefer        what to spare when layers stay in float: "accuracy" leaves the fewest, "latency" the cheapest
-    train         (module) → trains it in place, by `octavo.fit` or any loop: the last rung. The module is the network
+    train         (module) → trains it in place, by `octavo.fit` or any loop: the last stage. The module is the network
                   with rounding in it, called like the model
     budget        "30m", or seconds; `trials`: how many. On reaching either, or on Ctrl-C, the best so far is returned
     trials_on     "ray": independent trials run side by side on a Ray cluster
     out           folder for the study and result.json; the same folder resumes. None keeps nothing
     raises        QuantizationError if there is nothing to quantize, and if not a single candidate could be scored
     """
-    road = Road(prefer)
+    preference(prefer)
     goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
     limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
     engine = engine_named(engine)
     with together(), _folder(out) as folder:
-        road.calibration = batches = list(calibration) if isinstance(calibration, Iterator) else calibration
+        batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
         reference = by_first(lambda: _reference(folder, graph, model, evaluate))
@@ -110,8 +110,8 @@ def quantize(
         stats = statistics(folder, plan, batches, progress)
         done: dict[Candidate, Quantized] = {}
 
-        def bench(keep: Keep) -> Bench:
-            return Bench(
+        def context(keep: Keep) -> Context:
+            return Context(
                 plan=plan,
                 stats=stats,
                 evaluate=evaluate,
@@ -138,17 +138,19 @@ def quantize(
                     measured_on(trials_on, model) as measure_all,
                 ):
                     found = Search(
-                        bench=bench(study.once),
+                        context=context(study.once),
                         study=study,
                         budget=limit,
                         view=view,
                         measure_all=measure_all,
+                        calibration=batches,
+                        prefer=prefer,
                     )
-                    return walked(found, road)
+                    return walked(found)
 
         found = by_first(search)
         with alone():
-            result = _result(found, bench(lambda name, make: found.weights or make()))
+            result = _result(found, context(lambda name, make: found.weights or make()))
         if out is not None and is_first():
             save_record(folder, result.record())
         return result
@@ -170,14 +172,14 @@ class Findings:
     weights: bytes | None = None
 
 
-def walked(search: Search, road: Road) -> Findings:
-    """Walk the road to its end, to the end of the budget, or until Ctrl-C.
+def walked(search: Search) -> Findings:
+    """Try stage after stage, to the last, to the end of the budget, or until Ctrl-C.
 
     raises  QuantizationError if not a single candidate could be scored
     """
     try:
-        rungs = list(walk(search, road))
-        stopped = f"the rung {rungs[-1]} met the goal" if search.settled() else "no rung is left to try"
+        stages = list(walk(search))
+        stopped = f"the stage {stages[-1]} met the goal" if search.settled() else "no stage is left to try"
     except BudgetSpentError as spent:
         stopped = str(spent)
     except KeyboardInterrupt:
@@ -195,29 +197,29 @@ def walked(search: Search, road: Road) -> Findings:
         best=best,
         verdict=search.verdict(best),
         too_few=search.too_few(),
-        sensitivities=road.sensitivities,
+        sensitivities=search.sensitivities,
         stopped=stopped,
-        weights=weights_of(search.bench, candidate_of(best)),
+        weights=weights_of(search.context, candidate_of(best)),
     )
 
 
-def _result(found: Findings, bench: Bench) -> Result:
-    net = quantized(bench, candidate_of(found.best))
-    network = network_of(net, bench.engine)
+def _result(found: Findings, context: Context) -> Result:
+    net = quantized(context, candidate_of(found.best))
+    network = network_of(net, context.engine)
     origin = origin_of(network)
     net = origin.net if origin is not None and isinstance(origin.net, Quantized) else net  # less, on some engines
     return Result(
         met=found.verdict.met,
         model=network,
         net=net,
-        engine=bench.engine,
-        goal=bench.goal,
-        reference=bench.reference,
+        engine=context.engine,
+        goal=context.goal,
+        reference=context.reference,
         best=found.best,
         verdict=found.verdict,
         too_few=found.too_few,
         trials=found.trials,
-        rungs=rung_records(found.trials, higher_is_better=bench.goal.higher_is_better),
+        stages=stage_records(found.trials, higher_is_better=context.goal.higher_is_better),
         sensitivities=found.sensitivities,
         stopped=found.stopped,
     )

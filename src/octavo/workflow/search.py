@@ -2,20 +2,25 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Literal, cast, get_args
 
 from octavo.errors import QuantizationError
+from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.goal import Score, Verdict
 from octavo.workflow.study import Study, Trial
-from octavo.workflow.trial import Bench, Candidate, key_of, measure
+from octavo.workflow.trial import Candidate, Context, key_of, measure
 from octavo.workflow.view import View
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
-# Measures independent candidates: (bench, candidates, rung) → each with a call that gives its trial, in any order.
-MeasureAll = Callable[[Bench, Sequence[Candidate], str], Iterator[tuple[Candidate, Callable[[], Trial]]]]
+# Measures independent candidates: (context, candidates, stage) → each with a call that gives its trial, in any order.
+MeasureAll = Callable[[Context, Sequence[Candidate], str], Iterator[tuple[Candidate, Callable[[], Trial]]]]
+
+
+Prefer = Literal["accuracy", "latency"]  # what to spare where layers stay in float
 
 
 class BudgetSpentError(Exception):
@@ -70,12 +75,26 @@ def duration(text: str | float) -> float:
     return seconds
 
 
+def preference(name: str) -> Prefer:
+    """`name` itself, if it is a preference.
+
+    raises  QuantizationError for another one
+    """
+    if name not in get_args(Prefer):
+        raise QuantizationError(
+            asked=f"prefer {name!r} when layers stay in float",
+            seen="one can spare accuracy or latency",
+            remedy=f"choose one of {', '.join(get_args(Prefer))}",
+        )
+    return cast("Prefer", name)
+
+
 def one_after_the_other(
-    bench: Bench, candidates: Sequence[Candidate], rung: str
+    context: Context, candidates: Sequence[Candidate], stage: str
 ) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
     """Each candidate is measured in this process, when its turn comes."""
     for candidate in candidates:
-        yield candidate, partial(measure, bench, candidate, rung)
+        yield candidate, partial(measure, context, candidate, stage)
 
 
 @dataclass(kw_only=True)
@@ -83,45 +102,52 @@ class Search:
     """The trials of one run, in the order in which they were asked for.
 
     Everything it measures is in `study` before the next trial starts; what the study knows is not measured again.
+
+    calibration    the batches, to rank layers on
+    prefer         "accuracy": leave as few layers in float as possible; "latency": those that cost least time
+    sensitivities  every layer's, once a stage has measured them
     """
 
-    bench: Bench
+    context: Context
     study: Study
     budget: Budget
     view: View
     measure_all: MeasureAll = one_after_the_other
+    calibration: Iterable[Any] = ()
+    prefer: Prefer = "accuracy"
+    sensitivities: tuple[Sensitivity, ...] = ()
     trials: list[Trial] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _stored_seconds: float = 0.0
     _verdicts: dict[str, Verdict] = field(default_factory=dict)  # a bootstrap takes a quarter of a second
 
-    def measure(self, candidates: Sequence[Candidate], rung: str) -> list[Trial]:
+    def measure(self, candidates: Sequence[Candidate], stage: str) -> list[Trial]:
         """The trials of `candidates`.
 
         raises  BudgetSpentError before a trial that the budget does not allow; the first one always is allowed
         """
-        keys = [key_of(self.bench, candidate) for candidate in candidates]
+        keys = [key_of(self.context, candidate) for candidate in candidates]
         known = {trial.key for trial in self.trials}
         asked = {key: candidate for key, candidate in zip(keys, candidates, strict=True) if key not in known}
         before = len(self.trials)
-        for candidate, call in self._calls(asked, rung):
+        for candidate, call in self._calls(asked, stage):
             self.check_budget()
-            self.view.trying(rung, candidate)
-            self.trials.append(self._journalled(key_of(self.bench, candidate), call))
+            self.view.trying(stage, candidate)
+            self.trials.append(self._journalled(key_of(self.context, candidate), call))
             self.view.tried(self.trials[-1], self.best())
         order = list(asked)  # whichever was ready first
         self.trials[before:] = sorted(self.trials[before:], key=lambda trial: order.index(trial.key))
         return [next(trial for trial in self.trials if trial.key == key) for key in keys]
 
-    def _calls(self, asked: dict[str, Candidate], rung: str) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
+    def _calls(self, asked: dict[str, Candidate], stage: str) -> Iterator[tuple[Candidate, Callable[[], Trial]]]:
         """What the study knows first; then the rest is measured."""
         stored = {trial.key: trial for trial in self.study.trials()}
         for key, candidate in asked.items():
             if key in stored:
                 yield candidate, partial(stored.__getitem__, key)
         fresh = [candidate for key, candidate in asked.items() if key not in stored]
-        yield from self.measure_all(self.bench, [candidate for candidate in fresh if not candidate.trained], rung)
-        yield from one_after_the_other(self.bench, [candidate for candidate in fresh if candidate.trained], rung)
+        yield from self.measure_all(self.context, [candidate for candidate in fresh if not candidate.trained], stage)
+        yield from one_after_the_other(self.context, [candidate for candidate in fresh if candidate.trained], stage)
 
     def _journalled(self, key: str, call: Callable[[], Trial]) -> Trial:
         before = time.monotonic()
@@ -140,13 +166,13 @@ class Search:
         """How the trial stands to the float network."""
         if trial.key not in self._verdicts:
             found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
-            self._verdicts[trial.key] = self.bench.goal.judge(self.bench.reference, found)
+            self._verdicts[trial.key] = self.context.goal.judge(self.context.reference, found)
         return self._verdicts[trial.key]
 
     def too_few(self) -> bool:
         """Whether the samples are too few to certify the goal even for the candidate that is nearest to float."""
         noises = [self.verdict(trial).noise for trial in self.trials if trial.error is None and not trial.abandoned]
-        return min(noises, default=0.0) > self.bench.goal.allowed(self.bench.reference)
+        return min(noises, default=0.0) > self.context.goal.allowed(self.context.reference)
 
     def settles(self, trial: Trial) -> bool:
         """Whether `trial` meets the goal as surely as the samples can tell: certified, if they are enough for that."""

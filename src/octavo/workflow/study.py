@@ -28,9 +28,9 @@ from octavo.errors import QuantizationError
 from octavo.machine import versions_of
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
-SCHEMA = 3
+SCHEMA = 4
 TABLES = (
-    """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, rung TEXT NOT NULL, method TEXT NOT NULL,
+    """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, stage TEXT NOT NULL, method TEXT NOT NULL,
     engine TEXT NOT NULL, repairs TEXT NOT NULL, trained INTEGER NOT NULL, kept_float TEXT NOT NULL,
     metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL,
     versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, rules TEXT NOT NULL,
@@ -40,8 +40,10 @@ TABLES = (
     f"PRAGMA user_version = {SCHEMA}",
 )
 # What an earlier schema lacks.
+_STAGE, _NOW = "ALTER TABLE trials RENAME COLUMN rung TO stage", f"PRAGMA user_version = {SCHEMA}"
 UPDATES = {
-    2: ("ALTER TABLE trials ADD COLUMN rows INTEGER NOT NULL DEFAULT 0", f"PRAGMA user_version = {SCHEMA}"),
+    2: ("ALTER TABLE trials ADD COLUMN rows INTEGER NOT NULL DEFAULT 0", _STAGE, _NOW),
+    3: (_STAGE, _NOW),
 }
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Trial:
     """
 
     key: str
-    rung: str
+    stage: str
     method: str
     engine: str
     kept_float: tuple[str, ...]
@@ -249,7 +251,7 @@ class _Row(BaseModel):
 
     id: StrictInt
     key: StrictStr
-    rung: StrictStr
+    stage: StrictStr
     method: StrictStr
     engine: StrictStr
     repairs: Names

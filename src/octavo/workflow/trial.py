@@ -1,4 +1,4 @@
-"""One candidate, from calibration to its score: what every rung of the road does, here or on another machine."""
+"""One candidate, from calibration to its score: what every stage of a search does, here or on another machine."""
 
 import math
 import time
@@ -61,7 +61,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Context:
     """All that candidates of one search share, and are measured by.
 
     batches      some of the calibration data, for repairs
@@ -92,12 +92,12 @@ class Bench:
         return self.plan.graph
 
 
-def quantized(bench: Bench, candidate: Candidate) -> Quantized:
+def quantized(context: Context, candidate: Candidate) -> Quantized:
     """The network as `candidate` has it. Repairs and training that candidates share are done once."""
     whole = replace(candidate, kept_float=())
-    if whole not in bench.done:
-        bench.done[whole] = _made(bench, whole)
-    net = bench.done[whole]
+    if whole not in context.done:
+        context.done[whole] = _made(context, whole)
+    net = context.done[whole]
     return keep_float(net, candidate.kept_float) if candidate.kept_float else net
 
 
@@ -106,10 +106,10 @@ def fitted(candidate: Candidate) -> bool:
     return candidate.trained or not set(candidate.repairs) <= set(SAME_FUNCTION)
 
 
-def _made(bench: Bench, candidate: Candidate) -> Quantized:
+def _made(context: Context, candidate: Candidate) -> Quantized:
     if candidate.trained:
-        net = quantized(bench, replace(candidate, trained=False))
-        module, weights = trainable(net), weights_of(bench, candidate)
+        net = quantized(context, replace(candidate, trained=False))
+        module, weights = trainable(net), weights_of(context, candidate)
         assert weights is not None
         state = tensors_of(weights)
         with reading(
@@ -118,33 +118,33 @@ def _made(bench: Bench, candidate: Candidate) -> Quantized:
             module.load_state_dict(state)
         return trained(net, module)
     if candidate.repairs:
-        net = quantized(bench, replace(candidate, repairs=candidate.repairs[:-1]))
-        return repair(net, bench.batches, candidate.repairs[-1:])
-    plan, stats = with_rows(bench) if candidate.rows else (bench.plan, bench.stats)
+        net = quantized(context, replace(candidate, repairs=candidate.repairs[:-1]))
+        return repair(net, context.batches, candidate.repairs[-1:])
+    plan, stats = with_rows(context) if candidate.rows else (context.plan, context.stats)
     return choose_params(plan, stats, candidate.method)
 
 
-def with_rows(bench: Bench) -> tuple[Plan, Stats]:
+def with_rows(context: Context) -> tuple[Plan, Stats]:
     """The plan with scales of rows, and what calibration saw of what it still rounds on fixed ones.
 
     A tensor that a product and another operation read was seen once, for both.
     """
-    plan = make_plan(bench.graph, bench.plan.rules, target=by_rows(bench.plan.target))
-    seen = {site.name: q.name for q in bench.plan.quantizers for site in q.sites}
+    plan = make_plan(context.graph, context.plan.rules, target=by_rows(context.plan.target))
+    seen = {site.name: q.name for q in context.plan.quantizers for site in q.sites}
     fixed = [quantizer for quantizer in plan.quantizers if not quantizer.constant and not quantizer.scheme.rows]
-    found = {q.name: bench.stats[seen[q.sites[0].name]] for q in fixed}
-    return plan, Stats(MappingProxyType(found), bench.stats.samples)
+    found = {q.name: context.stats[seen[q.sites[0].name]] for q in fixed}
+    return plan, Stats(MappingProxyType(found), context.stats.samples)
 
 
-def weights_of(bench: Bench, candidate: Candidate) -> bytes | None:
+def weights_of(context: Context, candidate: Candidate) -> bytes | None:
     """What training made of the weights of `candidate`, as safetensors; None if it is not trained."""
     if not candidate.trained:
         return None
 
     def make() -> bytes:
-        return _train(bench, trainable(quantized(bench, replace(candidate, trained=False, kept_float=()))))
+        return _train(context, trainable(quantized(context, replace(candidate, trained=False, kept_float=()))))
 
-    return bench.keep(key_of(bench, replace(candidate, kept_float=())), make)
+    return context.keep(key_of(context, replace(candidate, kept_float=())), make)
 
 
 def network_of(net: Quantized, engine: str) -> Callable[..., Any]:
@@ -152,10 +152,10 @@ def network_of(net: Quantized, engine: str) -> Callable[..., Any]:
     return simulate(net) if engine == SIMULATION else compile_right(net, engine=engine)
 
 
-def _train(bench: Bench, module: nn.Module) -> bytes:
+def _train(context: Context, module: nn.Module) -> bytes:
     """Train `module`; the bytes of all that training changed."""
-    assert bench.train is not None
-    bench.train(module)
+    assert context.train is not None
+    context.train(module)
     return safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     )
@@ -172,38 +172,38 @@ def candidate_of(trial: Trial) -> Candidate:
     )
 
 
-def key_of(bench: Bench, candidate: Candidate) -> str:
+def key_of(context: Context, candidate: Candidate) -> str:
     """What names the trial of `candidate`: everything that its score depends on."""
     return trial_key(
-        model=bench.model,
-        data=bench.data,
-        target=repr(bench.plan.target),
-        rules=[str(rule) for rule in bench.plan.rules],
-        engine=bench.engine,
-        packages=versions_of(*PACKAGES_OF.get(bench.engine, ())),
+        model=context.model,
+        data=context.data,
+        target=repr(context.plan.target),
+        rules=[str(rule) for rule in context.plan.rules],
+        engine=context.engine,
+        packages=versions_of(*PACKAGES_OF.get(context.engine, ())),
         method=candidate.method,
         repairs=candidate.repairs,
-        trained=source_of(bench.train) if candidate.trained else None,
+        trained=source_of(context.train) if candidate.trained else None,
         kept_float=sorted(candidate.kept_float),
-        goal=repr(bench.goal),  # decides which candidates are abandoned half-way
+        goal=repr(context.goal),  # decides which candidates are abandoned half-way
         **({"rows": True} if candidate.rows else {}),
     )
 
 
-def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
+def measure(context: Context, candidate: Candidate, stage: str) -> Trial:
     """Quantize, compile and score. A candidate that the engine or the metric refuses is a trial with an error."""
     start = time.perf_counter()
     error = None
     try:
-        network = network_of(quantized(bench, candidate), bench.engine)
-        found = score(bench.evaluate, network, reference=bench.reference, goal=bench.goal)
+        network = network_of(quantized(context, candidate), context.engine)
+        found = score(context.evaluate, network, reference=context.reference, goal=context.goal)
     except QuantizationError as refused:
         error, found = str(refused), Score(metric=-math.inf)
     return Trial(
-        key=key_of(bench, candidate),
-        rung=rung,
+        key=key_of(context, candidate),
+        stage=stage,
         method=candidate.method,
-        engine=bench.engine,
+        engine=context.engine,
         repairs=candidate.repairs,
         trained=candidate.trained,
         kept_float=candidate.kept_float,
@@ -213,9 +213,9 @@ def measure(bench: Bench, candidate: Candidate, rung: str) -> Trial:
         error=error,
         seconds=time.perf_counter() - start,
         versions=versions(),
-        model=bench.model,
-        data=bench.data,
-        rules=tuple(map(str, bench.plan.rules)),
+        model=context.model,
+        data=context.data,
+        rules=tuple(map(str, context.plan.rules)),
         rows=candidate.rows,
     )
 

@@ -1,4 +1,4 @@
-"""What one sees while a search runs: rung, trial, the best so far, and the time left."""
+"""What one sees while a search runs: stage, trial, the best so far, and the time left."""
 
 import time
 from types import TracebackType
@@ -41,9 +41,9 @@ class View:
         self._now = what
         self._refresh()
 
-    def trying(self, rung: str, candidate: Candidate) -> None:
+    def trying(self, stage: str, candidate: Candidate) -> None:
         """Announce a trial."""
-        self.doing(f"{rung}: {candidate}")
+        self.doing(f"{stage}: {candidate}")
 
     def tried(self, trial: Trial, best: Trial | None) -> None:
         """Note what a trial found, and the best so far."""

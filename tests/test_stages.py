@@ -1,4 +1,4 @@
-"""The rungs of repairs and of training: what they try, what they keep, and that nothing is done twice."""
+"""The stages of repairs and of training: what they try, what they keep, and that nothing is done twice."""
 
 import copy
 import json
@@ -60,14 +60,14 @@ def quantize(case, **options):
     )
 
 
-def rung(result, name):
-    return [trial for trial in result.trials if trial.rung == name]
+def stage(result, name):
+    return [trial for trial in result.trials if trial.stage == name]
 
 
 def test_a_repair_stays_only_where_the_metric_is_better_for_it() -> None:
     result = quantize(Case())
-    best = max(rung(result, "ptq") + rung(result, "ptq_more"), key=lambda trial: trial.metric)
-    tried = rung(result, "repair")
+    best = max(stage(result, "ptq") + stage(result, "ptq_more"), key=lambda trial: trial.metric)
+    tried = stage(result, "repair")
     assert [trial.repairs[-1] for trial in tried] == list(octavo.REPAIRS)
     kept, metric = (), best.metric
     for trial in tried:
@@ -82,11 +82,11 @@ def test_a_repair_stays_only_where_the_metric_is_better_for_it() -> None:
 def test_layers_go_back_to_float_in_a_network_that_is_not_fitted_to_its_rounding() -> None:
     """What is fitted to the rounding of all layers is wrong when some are no longer rounded."""
     result = quantize(Case(), max_drop=0.0)
-    assert any(not set(trial.repairs) <= set(SAME_FUNCTION) for trial in rung(result, "repair"))
+    assert any(not set(trial.repairs) <= set(SAME_FUNCTION) for trial in stage(result, "repair"))
     unfitted = [trial for trial in result.trials if not trial.kept_float and set(trial.repairs) <= set(SAME_FUNCTION)]
     start = max(unfitted, key=lambda trial: trial.metric)
-    assert rung(result, "partial")
-    for trial in rung(result, "partial"):
+    assert stage(result, "partial")
+    for trial in stage(result, "partial"):
         assert set(trial.repairs) <= set(SAME_FUNCTION)
         assert max(other.metric for other in unfitted if other.repairs == trial.repairs) == start.metric
 
@@ -111,7 +111,7 @@ def test_rows_are_tried_before_layers_are_left_in_float(tmp_path) -> None:
     case.targets = case.model(case.inputs).argmax(1)
     case.calibration = [outlying(200.0)[1][:64] for _ in range(4)]
     result = quantize(case, rules=(Rule("*"),), max_drop=0.05, out=tmp_path)
-    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "rows"]
+    assert [row.stage for row in result.stages] == ["ptq", "ptq_more", "repair", "rows"]
     assert result.met
     assert result.best.rows
     assert result.kept_float == ()
@@ -132,14 +132,14 @@ def test_rows_are_no_rung_of_a_network_of_convolutions() -> None:
     case.model = nn.Sequential(nn.Unflatten(1, (4, 4)), *layers).eval()
     case.targets = case.model(case.inputs).argmax(1)
     result = quantize(case, max_drop=0.0)
-    assert [row.rung for row in result.rungs if row.rung == "rows"] == []
+    assert [row.stage for row in result.stages if row.stage == "rows"] == []
 
 
 def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path) -> None:
     case, training = Case(), Training()
     result = quantize(case, train=training, out=tmp_path, max_drop=0.0)
-    assert [row.rung for row in result.rungs] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
-    (trial,) = rung(result, "train")
+    assert [row.stage for row in result.stages] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"]
+    (trial,) = stage(result, "train")
     assert training.calls == 1
     assert trial.trained
     assert trial.kept_float == ()
@@ -148,7 +148,7 @@ def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path
     # Whether it is better by the metric is chance: samples near ties, and other CPUs sum in another order.
     assert trial.metric == pytest.approx(float(case.evaluate(training.made).mean()))
     record = json.loads((tmp_path / "result.json").read_text())
-    assert [row["rung"] for row in record["rungs"]][-1] == "train"
+    assert [row["stage"] for row in record["stages"]][-1] == "train"
 
     calls = case.calls
     again = quantize(case, train=training, out=tmp_path, max_drop=0.0)
@@ -172,19 +172,19 @@ def test_the_trained_network_is_what_is_returned(tmp_path) -> None:
         case.model, calibration=case.calibration, evaluate=only_training_helps, train=train, rules=THREE_BITS, **FAST
     )
     best = max(result.trials, key=lambda trial: trial.metric)
-    if best.rung == "train":
+    if best.stage == "train":
         x = case.inputs[:8]
         state, trained = case.model.state_dict(), result.model.state_dict()
         assert any(not torch.equal(state[name], trained[name]) for name in state if name in trained)
         assert result.model(x).shape == (8, 5)
     else:
-        pytest.fail(f"{best.rung} was best")
+        pytest.fail(f"{best.stage} was best")
 
 
 def test_without_train_there_is_no_such_trial() -> None:
     result = quantize(Case(), max_drop=0.0)
-    assert not rung(result, "train")
-    assert "train" not in [row.rung for row in result.rungs if row.trials]
+    assert not stage(result, "train")
+    assert "train" not in [row.stage for row in result.stages if row.trials]
 
 
 def test_training_that_diverges_is_a_trial_with_an_error() -> None:
@@ -198,7 +198,7 @@ def test_training_that_diverges_is_a_trial_with_an_error() -> None:
         )
 
     result = quantize(Case(), train=train, max_drop=0.0)
-    (trial,) = rung(result, "train")
+    (trial,) = stage(result, "train")
     assert "the loss of batch 0 in epoch 1 is nan" in trial.error
     assert not result.met
     assert result.metric == max(other.metric for other in result.trials if other.error is None)
@@ -215,7 +215,7 @@ def test_training_that_breaks_off_loses_nothing_that_was_measured(tmp_path) -> N
     calls = case.calls
     result = quantize(case, train=training, out=tmp_path, max_drop=0.0)
     assert case.calls == calls + 1
-    assert rung(result, "train")
+    assert stage(result, "train")
 
 
 RECIPE = """
@@ -258,7 +258,7 @@ def test_a_recipe_that_trains(tmp_path) -> None:
     arguments = ["run", recipe, "--max-drop", "0%", "--engine", "simulation", "--out", out]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     record = json.loads((out / "result.json").read_text())
-    assert [row["rung"] for row in record["rungs"]] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"], (
+    assert [row["stage"] for row in record["stages"]] == ["ptq", "ptq_more", "repair", "rows", "partial", "train"], (
         result.output
     )
     assert record["trials"][-1]["trained"]

@@ -1,25 +1,23 @@
-"""The rungs of the paper's road, in order (Wu et al. 2020, §6): each is tried only if those before missed the goal.
+"""The stages of the paper's workflow, in order (Wu et al. 2020, §6): one is tried if those before missed the goal.
 
 What costs the served network nothing comes first: ranges, then repairs. Then what costs it time, the least first.
 
-A rung is a function of the search; it measures candidates until it has none left. A new technique is a new row of
-`RUNGS`.
+A stage is a function of the search; it measures candidates until it has none left. A new technique is a new row of
+`STAGES`.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any, Literal, get_args
 
-from octavo.errors import QuantizationError
 from octavo.network.partial import layers
 from octavo.network.plan import Plan
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
-from octavo.workflow.search import Search
+from octavo.workflow.search import Prefer, Search
 from octavo.workflow.study import Trial
 from octavo.workflow.trial import Candidate, candidate_of, fitted, quantized, with_rows
 
@@ -27,43 +25,21 @@ PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
 SENSITIVITY_BATCHES = 2  # of the calibration data: ranks what full evaluations then decide
 
-Rung = Callable[[Search, "Road"], None]
-Prefer = Literal["accuracy", "latency"]
+Stage = Callable[[Search], None]
 
 
-class Road:
-    """What the rungs need beside the search, and find on the way.
-
-    calibration    the batches, to rank layers on
-    prefer         "accuracy": leave as few layers in float as possible; "latency": those that cost least time
-    sensitivities  every layer's, once a rung has measured them
-    raises         QuantizationError for another preference
-    """
-
-    def __init__(self, prefer: Prefer = "accuracy") -> None:
-        if prefer not in get_args(Prefer):
-            raise QuantizationError(
-                asked=f"prefer {prefer!r} when layers stay in float",
-                seen="one can spare accuracy or latency",
-                remedy=f"choose one of {', '.join(get_args(Prefer))}",
-            )
-        self.prefer = prefer
-        self.calibration: Iterable[Any] = ()
-        self.sensitivities: tuple[Sensitivity, ...] = ()
-
-
-def calibration(search: Search, road: Road) -> None:
-    """Rung a: post-training quantization by the methods that the paper compares."""
+def calibration(search: Search) -> None:
+    """Stage a: post-training quantization by the methods that the paper compares."""
     search.measure([Candidate(method=method) for method in PAPER_METHODS], "ptq")
 
 
-def more_calibration(search: Search, road: Road) -> None:
-    """Rung a, continued: the percentiles further out, and least squares."""
+def more_calibration(search: Search) -> None:
+    """Stage a, continued: the percentiles further out, and least squares."""
     search.measure([Candidate(method=method) for method in MORE_METHODS], "ptq_more")
 
 
-def repairs(search: Search, road: Road) -> None:
-    """Rung b: repairs of the best calibration so far, each kept if the metric is better for it."""
+def repairs(search: Search) -> None:
+    """Stage b: repairs of the best calibration so far, each kept if the metric is better for it."""
     best = search.best()
     for name in REPAIRS if best is not None else ():
         assert best is not None
@@ -80,16 +56,16 @@ def _better(search: Search, trial: Trial, than: Trial) -> bool:
     return trial.error is None and not trial.abandoned and search.verdict(trial).drop < search.verdict(than).drop
 
 
-def rows(search: Search, road: Road) -> None:
-    """Rung c: what linears and matmuls read, rounded by rows, where they are most of the network (§3.2).
+def rows(search: Search) -> None:
+    """Stage c: what linears and matmuls read, rounded by rows, where they are most of the network (§3.2).
 
     No range of theirs is calibrated then, so outlying tokens or samples coarsen no others. It costs some of the time
     that int8 won, and a layer in float all that it won there.
     """
-    best, bench = search.best(), search.bench
-    if best is None or bench.plan.target.rows:
+    best, context = search.best(), search.context
+    if best is None or context.plan.target.rows:
         return
-    if mostly_rows(with_rows(bench)[0]):
+    if mostly_rows(with_rows(context)[0]):
         search.measure([Candidate(method=best.method, rows=True)], "rows")
 
 
@@ -99,18 +75,18 @@ def mostly_rows(plan: Plan) -> bool:
     return 0 < plan.coverage.quantized <= 2 * len(found)
 
 
-def train(search: Search, road: Road) -> None:
-    """Rung e: training with rounding, from the best calibrated and repaired network with no layer in float (§5.2)."""
+def train(search: Search) -> None:
+    """Stage e: training with rounding, from the best calibrated and repaired network with no layer in float (§5.2)."""
     whole = [trial for trial in search.trials if trial.error is None and not trial.kept_float]
-    if search.bench.train is None or not whole:
+    if search.context.train is None or not whole:
         return
     best = min(whole, key=lambda trial: search.verdict(trial).drop)
     search.view.doing("training")
     search.measure([replace(candidate_of(best), trained=True)], "train")
 
 
-def partial(search: Search, road: Road) -> None:
-    """Rung d: the smallest set of layers left in float that meets the goal, from the best candidate not yet fitted.
+def partial(search: Search) -> None:
+    """Stage d: the smallest set of layers left in float that meets the goal, from the best candidate not yet fitted.
 
     What is fitted to the rounding of all layers is wrong when some are no longer rounded: of ResNet-20 with activations
     of four bits 12 layers would stay in float instead of 6.
@@ -119,10 +95,10 @@ def partial(search: Search, road: Road) -> None:
     if best is None:
         return
     start = candidate_of(best)
-    order = layers(quantized(search.bench, start).plan)
+    order = layers(quantized(search.context, start).plan)
     search.view.doing("sensitivity of every layer")
-    road.sensitivities = _sensitivities(search, road, start)
-    ranked = [row.layer for row in sorted(road.sensitivities, key=_gain(road.prefer), reverse=True)]
+    search.sensitivities = _sensitivities(search, start)
+    ranked = [row.layer for row in sorted(search.sensitivities, key=_gain(search.prefer), reverse=True)]
 
     def works(kept: Sequence[str]) -> bool:
         (trial,) = search.measure([replace(start, kept_float=_in_order(kept, order))], "partial")
@@ -157,21 +133,21 @@ def smallest_set(
     return tuple(kept)
 
 
-def _sensitivities(search: Search, road: Road, start: Candidate) -> tuple[Sensitivity, ...]:
+def _sensitivities(search: Search, start: Candidate) -> tuple[Sensitivity, ...]:
     """One layer at a time, on some of the calibration data; kept in the study."""
-    bench = search.bench
+    context = search.context
 
     def measure() -> bytes:
-        batches = list(islice(road.calibration, SENSITIVITY_BATCHES))
-        rows = exact(quantized(bench, start), batches)
+        batches = list(islice(search.calibration, SENSITIVITY_BATCHES))
+        rows = exact(quantized(context, start), batches)
         return json.dumps([asdict(row) for row in rows]).encode()
 
-    kept = search.study.once(f"sensitivity-{bench.model}-{bench.data}-{start}-{_rules(search)}", measure)
+    kept = search.study.once(f"sensitivity-{context.model}-{context.data}-{start}-{_rules(search)}", measure)
     return parsed(tuple[Sensitivity, ...], kept)
 
 
 def _rules(search: Search) -> str:
-    plan = search.bench.plan
+    plan = search.context.plan
     return f"{plan.target.name}-{'-'.join(map(str, plan.rules))}"
 
 
@@ -186,7 +162,7 @@ def _in_order(kept: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
     return tuple(layer for layer in order if layer in set(kept))
 
 
-RUNGS: Mapping[str, Rung] = {
+STAGES: Mapping[str, Stage] = {
     "ptq": calibration,
     "ptq_more": more_calibration,
     "repair": repairs,
@@ -196,10 +172,10 @@ RUNGS: Mapping[str, Rung] = {
 }
 
 
-def walk(search: Search, road: Road) -> Iterator[str]:
-    """Try rung after rung, naming each, until the goal is settled."""
-    for name, rung in RUNGS.items():
+def walk(search: Search) -> Iterator[str]:
+    """Try stage after stage, naming each, until the goal is settled."""
+    for name, stage in STAGES.items():
         if search.settled():
             return
         yield name
-        rung(search, road)
+        stage(search)
