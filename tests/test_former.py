@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.former import RETURNED_PAIRS, TOOK_PAIRS
+from octavo.former import RENAMED, RETURNED_PAIRS, TOOK_PAIRS
 
 X = torch.randn(8, 6)
 SCHEDULE = octavo.Schedule(epochs=1, learning_rate=1e-3)
@@ -73,8 +73,9 @@ def test_another_graph_is_an_error(made) -> None:
 
 
 def test_names_and_fields(made) -> None:
-    with pytest.warns(DeprecationWarning, match=r"octavo\.Params is now octavo\.Quantized"):
-        assert octavo.Params is octavo.Quantized
+    for old, new in RENAMED.items():
+        with pytest.warns(DeprecationWarning, match=rf"octavo\.{old} is now octavo\.{new}"):
+            assert getattr(octavo, old) is getattr(octavo, new)
     with pytest.raises(AttributeError, match="'octavo' has no attribute 'Parameters'"):
         octavo.Parameters  # noqa: B018
     found = octavo.finetune(made[-1], train=[X], schedule=SCHEDULE, progress=False)
@@ -87,6 +88,8 @@ def test_names_and_fields(made) -> None:
             assert value.graph is value.net.graph
         with pytest.warns(DeprecationWarning, match=r"\.params is now .*\.net"):
             assert value.params is value.net
+    with pytest.warns(DeprecationWarning, match=r"Result\.rungs is now Result\.stages"):
+        assert result.rungs is result.stages
 
 
 def test_calls_of_today_warn_of_nothing(made) -> None:

@@ -17,9 +17,9 @@ from octavo.engines import available
 from octavo.engines.auto import choose_engine
 from octavo.engines.deploy import compile, export
 from octavo.engines.ran import Ran, ran
-from octavo.engines.verify import Distance, verify
+from octavo.engines.verify import Difference, verify
 from octavo.errors import QuantizationError
-from octavo.former import former, takes_pairs
+from octavo.former import RENAMED, former, takes_pairs
 from octavo.measure import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.network.calibrate import Stats, choose_params, observe
 from octavo.network.graph import Graph, capture
@@ -48,7 +48,7 @@ __all__ = [
     "REPAIRS",
     "TARGETS",
     "Coverage",
-    "Distance",
+    "Difference",
     "Graph",
     "Histogram",
     "Limits",
@@ -101,7 +101,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Params":
-        former("octavo.Params", "octavo.Quantized")
-        return Quantized
+    if name in RENAMED:
+        former(f"octavo.{name}", f"octavo.{RENAMED[name]}")
+        return globals()[RENAMED[name]]
     raise AttributeError(f"module 'octavo' has no attribute {name!r}")

@@ -17,6 +17,7 @@ TOOK_PAIRS = (
     "trainable", "trained",
 )  # fmt: skip
 RETURNED_PAIRS = ("repair", "trained")
+RENAMED = {"Params": "Quantized", "Distance": "Difference"}
 
 
 def former(old: str, new: str, *, level: int = 3) -> None:

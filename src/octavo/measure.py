@@ -18,7 +18,7 @@ from octavo.errors import QuantizationError
 from octavo.numerics.decibels import decibels
 
 PAUSE_S = 0.02  # before a turn; the threads of an OpenMP or TBB pool have gone to sleep by then
-Score = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
+Metric = Callable[[Tensor, Tensor], float]  # (all predictions, numbers of samples that may repeat) → metric of those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def mean_score(scores: Tensor, index: Tensor) -> float:
 def paired_interval(
     reference: Tensor,
     other: Tensor,
-    score: Score = mean_score,
+    score: Metric = mean_score,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -90,7 +90,7 @@ def _samples(scores: Tensor) -> str:
     return f"{len(scores)} samples" if scores.ndim else "no axis of samples"
 
 
-def _drop(score: Score, reference: Tensor, other: Tensor, index: Tensor) -> float:
+def _drop(score: Metric, reference: Tensor, other: Tensor, index: Tensor) -> float:
     scores: tuple[Any, Any] = score(reference, index), score(other, index)
     if not all(isinstance(one, Real) and not math.isnan(one) for one in scores):
         raise QuantizationError(

@@ -13,10 +13,9 @@ from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
-from octavo.network.origin import Origin, remember
+from octavo.network.origin import Network, Origin, remember
 from octavo.network.quantized import Quantized
 
-Compiled = Callable[..., Any]
 SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵
 
 
@@ -74,7 +73,7 @@ def available() -> tuple[str, ...]:
     return tuple(name for name, engine in ENGINES.items() if engine.lacks is None)
 
 
-def compile(net: Quantized | Graph, *, engine: str = "openvino", **options: Any) -> Compiled:
+def compile(net: Quantized | Graph, *, engine: str = "openvino", **options: Any) -> Network:
     """The quantized network, ready to be called like the user's model, on the CPU; `ENGINES` has a row for each choice.
 
     net      of a captured graph the float network is compiled, where the engine can: the baseline to compare with
@@ -99,7 +98,7 @@ def compile(net: Quantized | Graph, *, engine: str = "openvino", **options: Any)
     if row.vectorized and isinstance(net, Quantized) and adds_int8_pairs_in_16_bits():
         _warn_of_overflow(net)
     net = on_cpu(net)
-    build: Callable[..., Compiled] = getattr(import_module(row.module), row.function)
+    build: Callable[..., Network] = getattr(import_module(row.module), row.function)
     compiled = build(net, **options)
     return remember(compiled, Origin(net=net, engine=engine))
 

@@ -18,6 +18,7 @@ from octavo.errors import QuantizationError
 from octavo.measure import Latencies, latency_ms
 from octavo.network.device import on_cpu
 from octavo.network.graph import network_inputs
+from octavo.network.origin import Network
 from octavo.network.quantized import Quantized
 
 AUTO = "auto"
@@ -59,7 +60,7 @@ class Choice:
 @checked
 def choose_engine(
     net: Quantized, example: Any = None, *, check: bool = True, rounds: int = 15
-) -> tuple[engines.Compiled, Choice]:
+) -> tuple[Network, Choice]:
     """(The network on the engine that is fastest here, how that was found out).
 
     example  what is timed, in the form of `capture`'s; None takes the captured one
@@ -93,9 +94,9 @@ def integer_engines() -> list[str]:
 
 def race(
     nets: Mapping[str, Quantized], example: tuple[Any, Any], *, check: bool, rounds: int
-) -> tuple[dict[str, engines.Compiled], Latencies, dict[str, str]]:
+) -> tuple[dict[str, Network], Latencies, dict[str, str]]:
     """({engine: network} of those that are right, their times, the fastest first, {engine: why it is out})."""
-    candidates: dict[str, engines.Compiled] = {}
+    candidates: dict[str, Network] = {}
     rejected: dict[str, str] = {}
     for name, net in nets.items():
         try:
@@ -113,8 +114,8 @@ def race(
     return candidates, Latencies({name: latencies[name] for name in order}), rejected
 
 
-def _timed(networks: Mapping[str, engines.Compiled], args: Any, kwargs: Any, rounds: int) -> Latencies:
-    def call(network: engines.Compiled) -> Callable[[], object]:
+def _timed(networks: Mapping[str, Network], args: Any, kwargs: Any, rounds: int) -> Latencies:
+    def call(network: Network) -> Callable[[], object]:
         return lambda: network(*args, **kwargs)
 
     with torch.inference_mode():

@@ -23,6 +23,7 @@ from octavo.errors import reason
 from octavo.network.export import without_autocast
 from octavo.network.graph import device_of
 from octavo.network.insert import MakeModule, insert
+from octavo.network.origin import Network
 from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.samples import Call
@@ -30,7 +31,6 @@ from octavo.network.simulate import FakeQuantize
 from octavo.numerics.affine import QParams, steps_beside
 from octavo.numerics.decibels import decibels
 
-Model = Callable[..., Any]
 Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested
 
 ENOUGH_DB = 40.0  # right engines are further than this from the simulation only where rounding at ties explains it
@@ -163,7 +163,7 @@ def _inserted(net: Quantized, make: MakeModule) -> GraphModule:
     return insert(net.plan, lambda quantizer: make(quantizer).to(net.graph.device), own_parameters=False)
 
 
-def ran(model: Model, calls: Sequence[Call]) -> Outputs:
+def ran(model: Network, calls: Sequence[Call]) -> Outputs:
     """What `model` returns for `calls`, which it gets on its own device and as tensors of its own."""
     device = (device_of(model) if isinstance(model, nn.Module) else None) or "cpu"
 

@@ -17,6 +17,7 @@ from octavo.errors import QuantizationError
 from octavo.files import write
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
+from octavo.network.origin import Network
 from octavo.network.quantized import Quantized, target_of
 from octavo.network.samples import calls_of
 
@@ -24,9 +25,7 @@ LOG = logging.getLogger("octavo")
 
 
 @checked
-def compile(
-    net: Quantized | Graph, *, engine: str = "openvino", check: bool = True, **options: Any
-) -> engines.Compiled:
+def compile(net: Quantized | Graph, *, engine: str = "openvino", check: bool = True, **options: Any) -> Network:
     """The quantized network, ready to be called like the user's model: on the CPU, wherever it was calibrated.
 
     engine   "auto" compiles, checks and times all that can be used here and takes the fastest: see `choose_engine`.
@@ -45,7 +44,7 @@ def compile(
     return (compile_right if check else engines.compile)(net, engine=engine, **options)
 
 
-def _fastest(net: Quantized | Graph, check: bool, options: dict[str, Any]) -> engines.Compiled:
+def _fastest(net: Quantized | Graph, check: bool, options: dict[str, Any]) -> Network:
     if isinstance(net, Graph) or options:
         given = f"options were given: {', '.join(options)}"
         raise QuantizationError(
@@ -61,7 +60,7 @@ def _fastest(net: Quantized | Graph, check: bool, options: dict[str, Any]) -> en
     return compiled
 
 
-def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> engines.Compiled:
+def _float(graph: Graph, engine: str, check: bool, options: dict[str, Any]) -> Network:
     """The float network; in float32 there is nothing to round, and it has to be the user's."""
     graph = on_cpu(graph)
     network = engines.compile(graph, engine=engine, **options)

@@ -18,7 +18,7 @@ from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreem
 from octavo.engines.sites import returning_sites, sources_of
 from octavo.errors import QuantizationError
 from octavo.network.device import on_cpu
-from octavo.network.origin import Origin, remember
+from octavo.network.origin import Network, Origin, remember
 from octavo.network.partial import keep_float, layers, layers_of_nodes
 from octavo.network.plan import Plan
 from octavo.network.quantized import Quantized
@@ -32,7 +32,7 @@ class EngineFaultError(QuantizationError):
     """An engine computes something else than the network that it was given."""
 
 
-def compile_right(net: Quantized, *, engine: str, expected: Outputs | None = None, **options: Any) -> engines.Compiled:
+def compile_right(net: Quantized, *, engine: str, expected: Outputs | None = None, **options: Any) -> Network:
     """`engines.compile`'s network, after it agreed with the simulation on the samples of `net`.
 
     Where it does not, the layers that deviate first are left in float. The `origin` of what comes back has the
@@ -75,7 +75,7 @@ def compile_right(net: Quantized, *, engine: str, expected: Outputs | None = Non
 
 def _agreement(
     net: Quantized,
-    network: engines.Compiled,
+    network: Network,
     calls: Sequence[Call],
     near_tie: float,
     expected: Outputs | None = None,

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
-from octavo.engines.lowering.build import Lowering, Site
+from octavo.engines.lowering.build import Lowering, Marker
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
@@ -72,7 +72,7 @@ def lowered(net: Quantized) -> tuple[GraphModule, dict[str, Execution]]:
     if not has_avx512_vnni():  # for which our kernels of rows are written
         net = with_rows_scaled(net)
     values = net.values
-    module = insert(net.plan, lambda q: Site(q, values[q.name]), own_parameters=False)
+    module = insert(net.plan, lambda q: Marker(q, values[q.name]), own_parameters=False)
     lowering = Lowering(module, layers)
     for node in module.graph.nodes:
         lower(lowering, node)

@@ -1,7 +1,7 @@
 """Modules that stand for ONNX operators: torch.export traces them, and the ONNX exporter writes them down as they are.
 
     Activation      x ─▶ [Clip ─▶] QuantizeLinear ─▶ DequantizeLinear
-    Weight          int8 initializer ─▶ DequantizeLinear, per tensor, per channel or per block
+    DequantizedWeight          int8 initializer ─▶ DequantizeLinear, per tensor, per channel or per block
 
 They have no arithmetic of their own: outside an export they return zeros.
 """
@@ -73,7 +73,7 @@ def _clip_bounds(params: QParams) -> tuple[Tensor, Tensor] | None:
     return params.scale * (scheme.qmin - params.zero_point), params.scale * (scheme.qmax - params.zero_point)
 
 
-class Weight(nn.Module):
+class DequantizedWeight(nn.Module):
     """A constant, stored in integers; the input that `insert` gives it, the float weight, is not read.
 
     integers    [...] int8 or uint8
@@ -110,10 +110,10 @@ class Weight(nn.Module):
         )
 
 
-def quantized_weight(tensor: Tensor, params: QParams) -> Weight:
+def quantized_weight(tensor: Tensor, params: QParams) -> DequantizedWeight:
     """`tensor` in integers, by `params`."""
     scheme = params.scheme
-    return Weight(
+    return DequantizedWeight(
         quantize(tensor.detach(), params),
         params.scale.clone(),
         None if scheme.symmetric else params.zero_point.to(scheme.dtype),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.onnx import ops
 
-from octavo.engines.onnx_operators import OPSET, Weight
+from octavo.engines.onnx_operators import OPSET, DequantizedWeight
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute, emit_parameter, replace_by_module
 
@@ -39,7 +39,7 @@ def in_onnx_order(tensor: Tensor, gates: Gates) -> Tensor:
     return torch.cat([parts[gate] for gate in gates.order]).unsqueeze(0)
 
 
-def weight_in_onnx_order(weight: Weight, gates: Gates, site: str) -> Weight:
+def weight_in_onnx_order(weight: DequantizedWeight, gates: Gates, site: str) -> DequantizedWeight:
     """The same for an integer weight and its scales.
 
     raises  QuantizationError for blocks of outputs that reach from one gate into the next
@@ -57,7 +57,7 @@ def weight_in_onnx_order(weight: Weight, gates: Gates, site: str) -> Weight:
             return in_onnx_order(parameter, gates)
         return in_onnx_order(parameter, gates)[0] if weight.axis == 0 else parameter
 
-    return Weight(
+    return DequantizedWeight(
         in_onnx_order(weight.integers, gates),
         arranged(weight.scale),
         None if weight.zero_point is None else arranged(weight.zero_point),
@@ -146,7 +146,7 @@ def _arranged(module: GraphModule, node: Node, weight: Node, gates: Gates) -> No
     if weight.op == "get_attr":
         return emit_parameter(module, node, f"{weight.target}_onnx", in_onnx_order(attribute(module, weight), gates))
     integers = module.get_submodule(str(weight.target))
-    assert isinstance(integers, Weight)
+    assert isinstance(integers, DequantizedWeight)
     target = f"{weight.target}_onnx"
     module.add_submodule(target, weight_in_onnx_order(integers, gates, node.name))
     with module.graph.inserting_before(node):

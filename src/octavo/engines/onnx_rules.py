@@ -29,7 +29,7 @@ class Violation:
     seen: str
 
 
-class Model:
+class _Model:
     """An ONNX model with its constants and who writes and reads each value."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -62,13 +62,13 @@ class Model:
         return source is not None and source.op_type == "DequantizeLinear"
 
 
-def _symmetric(model: Model) -> Iterator[tuple[str, str]]:
+def _symmetric(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear", "DequantizeLinear"):
         if len(node.input) > 2 and np.any(model.constants[node.input[2]]):
             yield node.name, "its zero-point is not 0"
 
 
-def _signed(model: Model) -> Iterator[tuple[str, str]]:
+def _signed(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear", "DequantizeLinear"):
         values = [*node.input[2:3], *([node.input[0]] if model.is_weight(node) else [])]
         kinds = {str(model.constants[value].dtype) for value in values}
@@ -76,20 +76,20 @@ def _signed(model: Model) -> Iterator[tuple[str, str]]:
             yield node.name, f"its integers are {', '.join(sorted(kinds))}"
 
 
-def _positive(model: Model) -> Iterator[tuple[str, str]]:
+def _positive(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = model.constants[node.input[1]]
         if not (np.isfinite(scale) & (scale > 0)).all():
             yield node.name, "a scale is not positive"
 
 
-def _one_scale_an_activation(model: Model) -> Iterator[tuple[str, str]]:
+def _one_scale_an_activation(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear", "DequantizeLinear"):
         if not model.is_weight(node) and model.constants[node.input[1]].size != 1:
             yield node.name, f"an activation has {model.constants[node.input[1]].size} scales"
 
 
-def _scales_along_outputs(model: Model) -> Iterator[tuple[str, str]]:
+def _scales_along_outputs(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type(*MULTIPLIES):
         source = model.writer.get(node.input[1])
         flips = node.op_type == "Gemm" and _attribute(node, "transB", 0) == 1
@@ -105,21 +105,21 @@ def _scales_along_outputs(model: Model) -> Iterator[tuple[str, str]]:
             yield node.name, f"its weight has scales along axis {_attribute(source, 'axis', 1)}"
 
 
-def _pairs(model: Model) -> Iterator[tuple[str, str]]:
+def _pairs(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear"):
         for reader in model.readers.get(node.output[0], []):
             if reader.op_type != "DequantizeLinear" or list(reader.input[1:]) != list(node.input[1:]):
                 yield node.name, f"what it writes is read by a {reader.op_type} and not by its own DequantizeLinear"
 
 
-def _once(model: Model) -> Iterator[tuple[str, str]]:
+def _once(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("QuantizeLinear"):
         source = model.source(node.input[0])
         if source is not None and source.op_type == "DequantizeLinear" and not model.is_weight(source):
             yield node.name, "it quantizes what was quantized before"
 
 
-def _all_or_none(model: Model) -> Iterator[tuple[str, str]]:
+def _all_or_none(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type(*MULTIPLIES):
         found = [model.is_dequantized(value) for value in node.input[:2]]
         weight_only = found[1] and not found[0] and model.source(node.input[1]) is not None
@@ -127,13 +127,13 @@ def _all_or_none(model: Model) -> Iterator[tuple[str, str]]:
             yield node.name, "one of its inputs is quantized and the other is not"
 
 
-def _stored_weight(model: Model, value: str) -> bool:
+def _stored_weight(model: _Model, value: str) -> bool:
     """Whether `value` is a constant that is only stored in integers: TensorRT computes it in float, as it should."""
     source = model.source(value)
     return source is not None and source.op_type == "DequantizeLinear" and model.is_weight(source)
 
 
-def _one_branch(model: Model) -> Iterator[tuple[str, str]]:
+def _one_branch(model: _Model) -> Iterator[tuple[str, str]]:
     for node in model.of_type("Add"):
         if all(value in model.writer and model.is_dequantized(value) for value in node.input):
             origins = [_before_rounding(model, value) for value in node.input]
@@ -141,13 +141,13 @@ def _one_branch(model: Model) -> Iterator[tuple[str, str]]:
                 yield node.name, "both branches are quantized: the addition is not fused with the convolution"
 
 
-def _before_rounding(model: Model, value: str) -> onnx.NodeProto | None:
+def _before_rounding(model: _Model, value: str) -> onnx.NodeProto | None:
     dequantize = model.source(value)
     quantize = None if dequantize is None else model.writer.get(dequantize.input[0])
     return None if quantize is None else model.source(quantize.input[0])
 
 
-RULES: dict[str, Callable[[Model], Iterator[tuple[str, str]]]] = {
+RULES: dict[str, Callable[[_Model], Iterator[tuple[str, str]]]] = {
     "zero-points are 0": _symmetric,
     "integers are int8": _signed,
     "scales are positive": _positive,
@@ -162,7 +162,7 @@ RULES: dict[str, Callable[[Model], Iterator[tuple[str, str]]]] = {
 
 def violations(model: onnx.ModelProto) -> list[Violation]:
     """Every rule that `model` breaks, and where."""
-    read = Model(model)
+    read = _Model(model)
     return [Violation(rule=rule, node=node, seen=seen) for rule, check in RULES.items() for node, seen in check(read)]
 
 

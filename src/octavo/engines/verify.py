@@ -5,7 +5,7 @@ have known reasons, and bounds: see docs/engines.md.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,10 @@ from octavo.engines.sites import Step, returning_sites
 from octavo.errors import QuantizationError
 from octavo.measure import leaf_pairs
 from octavo.network.graph import call_arguments, network_inputs
-from octavo.network.origin import SIMULATION, origin_of
+from octavo.network.origin import SIMULATION, Network, origin_of
 from octavo.network.quantized import Quantized, graph_of
 from octavo.network.simulate import simulate
 from octavo.numerics.decibels import decibels
-
-Model = Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class SiteDistance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distance:
+class Difference:
     """How far two executions are apart.
 
     largest  absolute difference of two outputs, and `relative` the same as a share of the largest output of `a`
@@ -66,7 +64,7 @@ class Distance:
 
 
 @checked
-def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) -> Distance:
+def verify(a: Network, b: Network, inputs: Iterable[Any], *, sites: bool = False) -> Difference:
     """The distance of `b` from `a` over `inputs`, batches in the form of `capture`'s example.
 
     a, b    networks, or what `simulate` and `compile` return
@@ -77,7 +75,7 @@ def verify(a: Model, b: Model, inputs: Iterable[Any], *, sites: bool = False) ->
     steps: dict[str, Step] = {}
     if sites:
         (a, steps), (b, _) = _with_sites(a), _with_sites(b)
-    total, places = _Outputs(), {name: _Site(step) for name, step in steps.items()}
+    total, places = _Outputs(), {name: _SiteTotals(step) for name, step in steps.items()}
     origin = origin_of(a) or origin_of(b)
     for batch in inputs:
         args, kwargs = network_inputs(graph_of(origin.net), batch) if origin else call_arguments(batch)
@@ -119,14 +117,14 @@ class _Outputs:
             self.rows, self.same = self.rows + same.numel(), self.same + int(same.sum())
         self.batches += 1
 
-    def distance(self) -> Distance:
+    def distance(self) -> Difference:
         if self.batches == 0:
             raise QuantizationError(
                 asked="compare two executions of a network",
                 seen="there are no inputs",
                 remedy="give at least one batch",
             )
-        return Distance(
+        return Difference(
             largest=self.largest,
             relative=self.largest / self.size if self.size else math.inf if self.largest else 0.0,
             sqnr_db=decibels(self.signal, self.noise),
@@ -135,7 +133,7 @@ class _Outputs:
         )
 
 
-class _Site:
+class _SiteTotals:
     """What is seen at one site: its values are its step, which stands beside them, times an integer."""
 
     def __init__(self, step: Step) -> None:
@@ -151,7 +149,7 @@ class _Site:
         return SiteDistance(name=name, differing=self.differing / max(self.count, 1), most_steps=self.most)
 
 
-def _with_sites(model: Model) -> tuple[Model, dict[str, Step]]:
+def _with_sites(model: Network) -> tuple[Network, dict[str, Step]]:
     """(`model` returning {"output", "sites": {name: rounded value}}, {name: its step})."""
     origin = origin_of(model)
     if origin is None or not isinstance(origin.net, Quantized):

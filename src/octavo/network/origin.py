@@ -9,7 +9,8 @@ from octavo.network.quantized import Quantized
 
 SIMULATION = "simulation"
 TRAINING = "training"
-Model = TypeVar("Model", bound=Callable[..., Any])
+Network = Callable[..., Any]  # whatever is called like the user's model
+Kept = TypeVar("Kept", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Origin:
     engine: str
 
 
-def remember(model: Model, origin: Origin) -> Model:
+def remember(model: Kept, origin: Origin) -> Kept:
     """`model`, whose origin `origin_of` knows from now on."""
     vars(model)["origin"] = origin
     return model

@@ -22,7 +22,7 @@ from octavo.network.graph import Graph, clone
 from octavo.network.operations import operation
 from octavo.network.quantized import Quantized, on_graph
 from octavo.numerics.affine import QParams, round_by
-from octavo.recovery.stepwise import Operation, Values, call, last_readers, operations, read_again, run
+from octavo.recovery.stepwise import PlannedNode, Values, call, last_readers, operations, read_again, run
 
 OUTPUT_AXIS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": -1}  # of the channels that a layer returns
 
@@ -37,7 +37,7 @@ class Layer:
     """
 
     graph: Graph
-    operation: Operation
+    operation: PlannedNode
     scales: dict[str, QParams]
     float_values: list[dict[Node, Any]]
     values: list[dict[Node, Any]]
@@ -199,7 +199,7 @@ class _Judge:
     """
 
     graph: Graph
-    found: Mapping[Node, Operation]
+    found: Mapping[Node, PlannedNode]
     scales: dict[str, QParams]
     nodes: Sequence[Node]
     wanted: Sequence[list[Tensor]]

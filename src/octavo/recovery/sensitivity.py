@@ -22,7 +22,7 @@ from octavo.measure import real, sqnr_db
 from octavo.network.graph import Graph
 from octavo.network.quantized import Quantized
 from octavo.recovery.stepwise import (
-    Operation,
+    PlannedNode,
     Values,
     call,
     last_readers,
@@ -35,7 +35,7 @@ from octavo.recovery.stepwise import (
     samples,
 )
 
-Loss = Callable[[Any, Any, Any], float]  # (the float network's output, output, batch) → higher is worse
+OutputLoss = Callable[[Any, Any, Any], float]  # (the float network's output, output, batch) → higher is worse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def output_noise(reference: Any, output: Any, batch: Any) -> float:
 
 @checked
 def exact(
-    net: Quantized, batches: Iterable[Any], loss: Loss = output_noise, *, progress: bool = False
+    net: Quantized, batches: Iterable[Any], loss: OutputLoss = output_noise, *, progress: bool = False
 ) -> tuple[Sensitivity, ...]:
     """The loss of every layer of `params.plan` when it alone is quantized, the most sensitive first.
 
@@ -194,7 +194,7 @@ class _LocalError:
 
 
 def _run_with_errors(
-    graph: Graph, layers: Mapping[Node, Operation], batch: Any
+    graph: Graph, layers: Mapping[Node, PlannedNode], batch: Any
 ) -> tuple[dict[str, _LocalError], list[Tensor]]:
     """({layer: its error}, the floating-point outputs of the float network, through which gradients can go back)."""
     errors: dict[str, _LocalError] = {}
@@ -223,7 +223,7 @@ def _backward(leaves: Sequence[Tensor], source: torch.Generator, *, last: bool) 
         torch.autograd.backward(reached, probes, retain_graph=not last)
 
 
-def _loss_of(layer: str, loss: Loss, *arguments: Any) -> float:
+def _loss_of(layer: str, loss: OutputLoss, *arguments: Any) -> float:
     with naming(layer):
         return _not_nan(layer, loss(*arguments))
 

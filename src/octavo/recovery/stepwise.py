@@ -24,7 +24,7 @@ Values = Mapping[Node, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Operation:
+class PlannedNode:
     """The one node that a layer of a plan is, how what it reads is rounded, and by which quantizers of the plan.
 
     In the simulation its quantizers may sit further up, before reshapes, max-pools and concats: those only move and
@@ -52,7 +52,7 @@ def read_again(batches: Iterable[Any], asked: str) -> Iterable[Any]:
     return kept
 
 
-def operations(net: Quantized) -> list[Operation]:
+def operations(net: Quantized) -> list[PlannedNode]:
     """Every layer that the plan quantizes, in data-flow order."""
     reads: dict[str, list[tuple[Site, str]]] = {}
     for quantizer in net.plan.quantizers:
@@ -66,7 +66,7 @@ def operations(net: Quantized) -> list[Operation]:
             names = {sources[site.role]: name for site, name in reads[node.name]}
             rounding = {source: net.values[name] for source, name in names.items()}
             layer = reads[node.name][0][0].layer
-            found.append(Operation(layer=layer, node=node, rounding=rounding, quantizers=names))
+            found.append(PlannedNode(layer=layer, node=node, rounding=rounding, quantizers=names))
     return found
 
 
@@ -89,7 +89,7 @@ def run(graph: Graph, batch: Any, call: Callable[[Node, Values], Any] = call) ->
     return values
 
 
-def rounded_call(operation: Operation, values: Values) -> tuple[Any, float]:
+def rounded_call(operation: PlannedNode, values: Values) -> tuple[Any, float]:
     """(what the operation returns if all that its plan quantizes is rounded, seconds that this call in float took)."""
     rounded = {source: round_by(values[source], params) for source, params in operation.rounding.items()}
     _wait(rounded)

@@ -28,7 +28,7 @@ from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.device import on_cpu
-from octavo.network.origin import origin_of
+from octavo.network.origin import Network, origin_of
 from octavo.network.plan import Plan
 from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams, quantize
@@ -155,7 +155,7 @@ def load(
     operators: Collection[str] = (),
     limits: Limits = LIMITS,
     **options: Any,
-) -> "engines.Compiled":
+) -> Network:
     """The network that `save` wrote, compiled for this machine and called like the user's model.
 
     The file is data, whoever wrote it: see docs/trust.md.
@@ -172,9 +172,7 @@ def load(
     return compiled(read(path, operators=operators, limits=limits), engine=engine, check=check, **options)
 
 
-def compiled(
-    artifact: Artifact, *, engine: str | None = None, check: bool = True, **options: Any
-) -> "engines.Compiled":
+def compiled(artifact: Artifact, *, engine: str | None = None, check: bool = True, **options: Any) -> Network:
     """`load`, of what is read already."""
     engine = engine or artifact.engine
     net, digest = artifact.net, artifact.manifest.digest

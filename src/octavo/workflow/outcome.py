@@ -75,6 +75,12 @@ class Result:
         return self.net
 
     @property
+    def rungs(self) -> tuple[StageRecord, ...]:
+        """Of old: `stages`."""
+        former("Result.rungs", "Result.stages")
+        return self.stages
+
+    @property
     def metric(self) -> float:
         """The integer network's."""
         return self.best.metric

