@@ -1,11 +1,13 @@
 """What the last version called otherwise still works, with a warning that names the new way."""
 
+import sqlite3
+
 import pytest
 import torch
 from torch import nn
 
 import octavo
-from octavo.former import RENAMED, RETURNED_PAIRS, TOOK_PAIRS
+from octavo.former import RENAMED, REPAIRS_RENAMED, RETURNED_PAIRS, TOOK_PAIRS
 
 X = torch.randn(8, 6)
 SCHEDULE = octavo.Schedule(epochs=1, learning_rate=1e-3)
@@ -97,3 +99,30 @@ def test_calls_of_today_warn_of_nothing(made) -> None:
     octavo.simulate(octavo.choose_params(plan, stats))
     octavo.compile(net, engine="reference")
     octavo.compile(graph, engine="inductor")
+
+
+def test_repairs_of_other_names(made) -> None:
+    net = made[-1]
+    for old, new in REPAIRS_RENAMED.items():
+        with pytest.warns(DeprecationWarning, match=f"the repair '{old}' is now '{new}'"):
+            found = octavo.repair(net, [X], [old])
+        assert torch.equal(octavo.simulate(found)(X), octavo.simulate(octavo.REPAIRS[new](net, [X]))(X))
+
+
+def test_a_study_that_knows_repairs_by_other_names_goes_on(tmp_path) -> None:
+    """Their trials have the keys that they had, and are candidates of today."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    options = {
+        "calibration": [X], "evaluate": lambda network: -float((network(X) - model(X)).square().sum()), "max_drop": 0.0,
+        "rules": [octavo.Rule("*", bits=2)], "engine": "simulation", "out": tmp_path, "progress": False,
+    }  # fmt: skip
+    before = octavo.quantize(model, **options)
+    tried = {name for trial in before.trials for name in trial.repairs}
+    assert tried & set(REPAIRS_RENAMED.values())
+    database = sqlite3.connect(tmp_path / "study.sqlite", isolation_level=None)
+    for old, new in REPAIRS_RENAMED.items():
+        database.execute("UPDATE trials SET repairs = replace(repairs, ?, ?)", (f'"{new}"', f'"{old}"'))
+    database.close()
+    after = octavo.quantize(model, **options)
+    assert [trial.key for trial in after.trials] == [trial.key for trial in before.trials]
+    assert torch.equal(after.model(X), before.model(X))

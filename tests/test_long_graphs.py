@@ -143,7 +143,7 @@ def test_six_hundred_steps_are_captured_calibrated_and_run_without_recursion():
     graph = octavo.capture(Deep().eval(), x := torch.randn(2, 16))
     plan = make_plan(graph)
     net = octavo.choose_params(plan, octavo.observe(plan, [x]), "max")
-    own = octavo.repair(net, [x], ["equalize", "correct_bias"])
+    own = octavo.repair(net, [x], ["cross_layer_equalization", "correct_bias"])
     assert octavo.sqnr_db(graph(x), octavo.simulate(own)(x)) > 20
     assert octavo.compile(net, engine="reference")(x).shape == (2, 4)
 

@@ -15,7 +15,7 @@ from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.recovery.lockstep import held_out, relative_error
 from octavo.recovery.moves import keep_what_helps
-from octavo.recovery.rescale import _equalization, _pairs, equalize, migrate
+from octavo.recovery.rescale import _equalization, _pairs, cross_layer_equalization, smoothquant
 
 
 def parts(model, batches, rules=(EVERYTHING,), target="paper", by="max"):
@@ -56,7 +56,7 @@ def random_network() -> tuple[nn.Module, list[int]]:
     return nn.Sequential(*steps), [6, 7, 7] if kind == "image" else [6]
 
 
-@pytest.mark.parametrize("repair", [equalize, migrate])
+@pytest.mark.parametrize("repair", [cross_layer_equalization, smoothquant])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_no_move_makes_a_random_network_worse_on_what_judges(repair, count) -> None:
     for _ in range(3):

@@ -19,10 +19,10 @@ from octavo.network.plan import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme, dequantize, params_from_range, quantize
-from octavo.recovery.adaround import learn_rounding
+from octavo.recovery.adaround import adaround
 from octavo.recovery.lockstep import held_out, walk
 from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
-from octavo.recovery.rescale import equalize, migrate
+from octavo.recovery.rescale import cross_layer_equalization, smoothquant
 from octavo.saved.artifact import read
 
 LOW = [Rule(role="weight", bits=3), Rule("*", bits=5)]
@@ -96,7 +96,7 @@ def test_equalize_gives_both_sides_the_same_range() -> None:
         model[0].weight[4] = 0  # a dead channel
     net = parts(model, images())
     graph = net.graph
-    found = equalize(net, images()).graph
+    found = cross_layer_equalization(net, images()).graph
     one, two, three = (found.module.get_parameter(f"{i}.weight").flatten(1).abs() for i in (0, 2, 4))
     live = torch.arange(8) != 4
     torch.testing.assert_close(one.amax(1)[live], two.amax(1)[live], rtol=0.02, atol=0)
@@ -107,13 +107,13 @@ def test_equalize_gives_both_sides_the_same_range() -> None:
 
 def test_equalize_stops_at_relu6_and_at_what_others_read(network) -> None:
     net = parts(convolutional(act=nn.ReLU6), images())
-    assert equalize(net, images()) is net
+    assert cross_layer_equalization(net, images()) is net
     shared = network(
         lambda self, x: self.b(F.relu(self.a(x))) + self.c(self.a(x).relu()),
         a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1), c=nn.Conv2d(3, 3, 1),
     )  # fmt: skip
     net = parts(shared, images())
-    assert equalize(net, images()) is net
+    assert cross_layer_equalization(net, images()) is net
 
 
 @pytest.mark.parametrize("post", [False, True])
@@ -121,7 +121,7 @@ def test_migration_keeps_the_function_and_helps_with_outliers(post) -> None:
     batches = [torch.randn(4, 5, 8) for _ in range(4)]
     net = parts(Encoder(post), batches, [Rule(role="input", bits=4), Rule("*")])
     graph = net.graph
-    found = migrate(net, batches)
+    found = smoothquant(net, batches)
     multiplications = sum(node.target is torch.ops.aten.mul.Tensor for node in found.graph.module.graph.nodes)
     assert multiplications == (2 if post else 1)
     for x in batches:
@@ -162,7 +162,7 @@ def test_learned_rounding_stays_on_the_grid_and_comes_nearer() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
     net = parts(model, batches, [Rule(role="weight", bits=3), Rule("*")])
     graph = net.graph
-    found = learn_rounding(net, batches)
+    found = adaround(net, batches)
     for name in ("0.weight", "2.weight"):
         scale = net.values[name].scale[:, None]
         old, new = (each.module.get_parameter(name).detach() / scale for each in (graph, found.graph))
@@ -223,9 +223,9 @@ def test_layers_called_twice_tied_and_dead_ones(network, name) -> None:
 def test_repair_runs_them_in_order_and_knows_their_names() -> None:
     net = parts(convolutional(), batches := images(), LOW)
     graph = net.graph
-    found = repair(net, batches, ["equalize", "refine_ranges", "correct_bias"])
+    found = repair(net, batches, ["cross_layer_equalization", "refine_ranges", "correct_bias"])
     assert error(found, batches, graph) < error(net, batches, graph)
-    with pytest.raises(QuantizationError, match=r"'tape'.*equalize, migrate"):
+    with pytest.raises(QuantizationError, match=r"'tape'.*cross_layer_equalization, smoothquant"):
         repair(net, batches, ["tape"])
 
 
@@ -280,7 +280,9 @@ def test_a_channel_too_may_keep_its_lobe(network) -> None:
 # ---- what does not help is undone
 
 
-@pytest.mark.parametrize("name", [name for name in REPAIRS if name not in ("equalize", "migrate")])  # test_moves.py
+@pytest.mark.parametrize(
+    "name", [name for name in REPAIRS if name not in ("cross_layer_equalization", "smoothquant")]
+)  # test_moves.py
 @pytest.mark.parametrize("bits", [3, 8])
 def test_no_repair_makes_the_output_worse_on_what_it_was_not_fitted_to(name, bits) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8), nn.SiLU(), nn.Conv2d(8, 4, 1))
@@ -361,7 +363,7 @@ def test_one_generator_serves_several_repairs(calibrated) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     batches = [torch.randn(16, 6) for _ in range(3)]
     net = calibrated(model, batches[0], rules=[Rule("*", bits=4)])
-    names = ["equalize", "refine_ranges", "correct_bias"]
+    names = ["cross_layer_equalization", "refine_ranges", "correct_bias"]
     wanted, found = (repair(net, data, names) for data in (batches, iter(batches)))
     assert torch.equal(simulate(found)(batches[1]), simulate(wanted)(batches[1]))
 
@@ -374,7 +376,7 @@ def test_notes_survive(name, calibrated) -> None:
     net = replace(net, notes=("left in float: 2, because an engine computes it wrongly", "0.input: range ends"))
     repaired = repair(net, [torch.randn(16, 6)], [name])
     found = repaired.graph
-    moved = name in ("equalize", "migrate") and found is not graph  # the ranges are others then
+    moved = name in ("cross_layer_equalization", "smoothquant") and found is not graph  # the ranges are others then
     assert repaired.notes == (net.notes[:1] if moved else net.notes)
 
 
@@ -395,7 +397,7 @@ def test_scales_are_chosen_again_by_a_function_of_ones_own(tmp_path) -> None:
     largest.__name__ = "max"  # is not the method of that name
     for own in (narrow, largest):
         net = octavo.choose_params(plan, stats, own)
-        found = octavo.repair(net, [x], ["equalize"])
+        found = octavo.repair(net, [x], ["cross_layer_equalization"])
         wanted = octavo.choose_params(found.plan, octavo.observe(found.plan, [x]), own)
         for name, one in wanted.values.items():
             assert torch.equal(found.values[name].scale, one.scale)
@@ -403,4 +405,4 @@ def test_scales_are_chosen_again_by_a_function_of_ones_own(tmp_path) -> None:
     octavo.save(net, tmp_path / "net.octavo", engine="reference")
     loaded = read(tmp_path / "net.octavo")
     with pytest.raises(QuantizationError, match="'narrow' is a function of your own, which was not saved"):
-        octavo.repair(loaded.net, [x], ["equalize"])
+        octavo.repair(loaded.net, [x], ["cross_layer_equalization"])

@@ -247,7 +247,9 @@ def test_tensorrt_reads_rows_as_arithmetic_around_a_product() -> None:
     assert violations(export_onnx(net)) == []
 
 
-@pytest.mark.parametrize("name", ["correct_bias", "refine_ranges", "learn_rounding", "equalize", "migrate"])
+@pytest.mark.parametrize(
+    "name", ["correct_bias", "refine_ranges", "adaround", "cross_layer_equalization", "smoothquant"]
+)
 def test_repairs_leave_rows_to_the_network(name: str) -> None:
     batches = [torch.randn(4, 9, 32) for _ in range(4)]
     net = planned(transformer(), batches[0])

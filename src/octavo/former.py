@@ -18,11 +18,24 @@ TOOK_PAIRS = (
 )  # fmt: skip
 RETURNED_PAIRS = ("repair", "trained")
 RENAMED = {"Params": "Quantized", "Distance": "Difference"}
+REPAIRS_RENAMED = {
+    "equalize": "cross_layer_equalization",
+    "migrate": "smoothquant",
+    "learn_rounding": "adaround",
+}
 
 
 def former(old: str, new: str, *, level: int = 3) -> None:
     """Warn that `old` is now `new`."""
     warnings.warn(f"{old} is now {new}, and goes with the next version", DeprecationWarning, stacklevel=level)
+
+
+def named_now(repair: str) -> str:
+    """The name of a repair; of one that was called otherwise, with a warning."""
+    if repair not in REPAIRS_RENAMED:
+        return repair
+    former(f"the repair {repair!r}", repr(REPAIRS_RENAMED[repair]), level=4)
+    return REPAIRS_RENAMED[repair]
 
 
 def takes_pairs(public: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ BETA = (20.0, 2.0)  # first and last
 
 
 @checked
-def learn_rounding(net: Quantized, batches: Iterable[Any]) -> Quantized:
+def adaround(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Weights on their integers' grid, rounded as the layer's output asks; scales stay. See above.
 
     A layer keeps the nearest integers if learning does not bring its output nearer to the float network's.

@@ -5,7 +5,7 @@ keeps a repair only if the metric says so.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
+from octavo.former import named_now
 from octavo.network.edit import is_constant
 from octavo.network.quantized import Quantized
-from octavo.recovery.adaround import learn_rounding
+from octavo.recovery.adaround import adaround
 from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
-from octavo.recovery.rescale import equalize, migrate
+from octavo.recovery.rescale import cross_layer_equalization, smoothquant
 from octavo.recovery.stepwise import read_again
-
-Repair = Callable[[Quantized, Iterable[Any]], Quantized]
 
 SHARES = tuple(0.30 + 0.05 * step for step in range(15))  # of a calibrated range that refinement tries: 0.3 … 1
 
@@ -85,19 +84,31 @@ def _refine(layer: Layer, name: str) -> None:
     layer.scales[name] = replace(whole, scale=whole.scale * best)
 
 
+@dataclass(frozen=True)
+class Repair:
+    """One row of REPAIRS: a function (network, batches) → network.
+
+    keeps_function  whether the float function is still the user's afterwards; else weights or biases are fitted to
+                    the rounding of every layer
+    """
+
+    function: Callable[[Quantized, Iterable[Any]], Quantized]
+    keeps_function: bool = False
+
+    def __call__(self, net: Quantized, batches: Iterable[Any]) -> Quantized:
+        """`net` with this repair."""
+        return self.function(net, batches)
+
+
 # In the order in which they are tried: those that change ranges before those that fit themselves to them.
 REPAIRS: Mapping[str, Repair] = {
-    "equalize": equalize,
-    "migrate": migrate,
-    "refine_ranges": refine_ranges,
-    "learn_rounding": learn_rounding,
-    "correct_bias": correct_bias,
-    "correct_bias_analytically": correct_bias_analytically,
+    "cross_layer_equalization": Repair(cross_layer_equalization, keeps_function=True),
+    "smoothquant": Repair(smoothquant, keeps_function=True),
+    "refine_ranges": Repair(refine_ranges, keeps_function=True),
+    "adaround": Repair(adaround),
+    "correct_bias": Repair(correct_bias),
+    "correct_bias_analytically": Repair(correct_bias_analytically),
 }
-
-
-# After these the float function is still the user's; the others fit weights and biases to their rounding.
-SAME_FUNCTION = ("equalize", "migrate", "refine_ranges")
 
 
 @checked
@@ -108,7 +119,8 @@ def repair(net: Quantized, batches: Iterable[Any], names: Iterable[str]) -> Quan
     raises   QuantizationError for a name that is not in REPAIRS, and for no batches
     """
     batches = read_again(batches, "repair a network")
-    for name in names:
+    for asked in names:
+        name = named_now(asked)
         if name not in REPAIRS:
             raise QuantizationError(
                 asked=f"repair by {name!r}",

@@ -31,7 +31,7 @@ SHARE = 0.5  # α: how much of an outlier's size goes into the weights (Xiao et 
 
 
 @checked
-def equalize(net: Quantized, batches: Iterable[Any]) -> Quantized:
+def cross_layer_equalization(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Give each channel between two layers the same range in both weights (Nagel et al. 2019, §4.1).
 
     W₁ᵢ / sᵢ and W₂ᵢ · sᵢ with sᵢ = √(max|W₁ᵢ| / max|W₂ᵢ|), where ReLU, a leaky one, or pooling alone lies between. A
@@ -127,7 +127,7 @@ def _equalization(graph: Graph, first: Node, second: Node, by: Tensor) -> Move:
 
 
 @checked
-def migrate(net: Quantized, batches: Iterable[Any]) -> Quantized:
+def smoothquant(net: Quantized, batches: Iterable[Any]) -> Quantized:
     """Move outlying channels between a layer-norm and the linears that read it into their weights (Xiao et al. 2023).
 
     sⱼ = max|xⱼ|^α / max|Wⱼ|^(1−α). The layer-norm's own parameters take 1 / s, where linears alone read it; elsewhere a

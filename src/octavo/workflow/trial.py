@@ -14,6 +14,7 @@ from octavo.engines import available
 from octavo.engines.auto import AUTO
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError, reading
+from octavo.former import REPAIRS_RENAMED
 from octavo.machine import versions, versions_of
 from octavo.network.calibrate import Stats, choose_params
 from octavo.network.digest import source_of
@@ -24,7 +25,7 @@ from octavo.network.plan import Plan, make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows
-from octavo.recovery.repair import SAME_FUNCTION, repair
+from octavo.recovery.repair import REPAIRS, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.kept import tensors_of
@@ -103,7 +104,7 @@ def quantized(context: Context, candidate: Candidate) -> Quantized:
 
 def fitted(candidate: Candidate) -> bool:
     """Whether its weights or biases are fitted to their rounding."""
-    return candidate.trained or not set(candidate.repairs) <= set(SAME_FUNCTION)
+    return candidate.trained or not all(REPAIRS[name].keeps_function for name in candidate.repairs)
 
 
 def _made(context: Context, candidate: Candidate) -> Quantized:
@@ -161,11 +162,14 @@ def _train(context: Context, module: nn.Module) -> bytes:
     )
 
 
+_KEPT_AS = {new: old for old, new in REPAIRS_RENAMED.items()}  # studies of version 0.1 go on where they were
+
+
 def candidate_of(trial: Trial) -> Candidate:
     """What `trial` measured."""
     return Candidate(
         method=trial.method,
-        repairs=trial.repairs,
+        repairs=tuple(REPAIRS_RENAMED.get(name, name) for name in trial.repairs),
         trained=trial.trained,
         kept_float=trial.kept_float,
         rows=trial.rows,
@@ -182,7 +186,7 @@ def key_of(context: Context, candidate: Candidate) -> str:
         engine=context.engine,
         packages=versions_of(*PACKAGES_OF.get(context.engine, ())),
         method=candidate.method,
-        repairs=candidate.repairs,
+        repairs=[_KEPT_AS.get(name, name) for name in candidate.repairs],
         trained=source_of(context.train) if candidate.trained else None,
         kept_float=sorted(candidate.kept_float),
         goal=repr(context.goal),  # decides which candidates are abandoned half-way
