@@ -452,11 +452,10 @@ def test_scales_of_channels_are_trained_and_stored(ranges, tmp_path) -> None:
     module(IMAGE).square().mean().backward()
     optimizer.step()
     learned = trained(net, module)
-    new = learned.graph
     before, after = net.values["2.input"].scale, learned.values["2.input"].scale
     assert before.shape == after.shape == (8,)
     assert torch.equal(before, after) == (ranges == "fixed")
-    octavo.save(new, learned, tmp_path / "net.octavo", engine="openvino")
+    octavo.save(learned, tmp_path / "net.octavo", engine="openvino")
     loaded = read(tmp_path / "net.octavo")
     assert torch.equal(loaded.net.values["2.input"].scale, after)
     x = torch.randn(4, 3, 9, 9)

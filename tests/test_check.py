@@ -63,15 +63,10 @@ def test_what_cannot_be_cut_is_kept_whole_once(network, calibrated):
 
 
 def test_large_samples_are_fewer_and_empty_batches_none(calibrated):
-    graph, _ = (
-        calibrated(nn.Flatten(0), torch.randn(2, 3))
-        if False
-        else calibrated(nn.Linear(300_000, 1), torch.randn(2, 300_000))
-    )
+    graph = calibrated(nn.Linear(300_000, 1), torch.randn(2, 300_000)).graph
     ((x,),) = kept(graph, (torch.randn(4, 300_000),), (torch.randn(1, 300_000),))
     assert len(x) == 1
-    _ = calibrated(nn.Linear(4, 1), torch.randn(2, 4))
-    graph = _.graph
+    graph = calibrated(nn.Linear(4, 1), torch.randn(2, 4)).graph
     ((y,),) = kept(graph, (torch.randn(1, 4),))
     assert len(y) == 1
 
@@ -173,7 +168,7 @@ def deep(blocks: int) -> nn.Module:
     made = [BasicBlock(8) for _ in range(blocks)]
     for block in made:
         nn.init.constant_(block.norm2.weight, 0.3)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), made, nn.Flatten(), nn.Linear(800, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *made, nn.Flatten(), nn.Linear(800, 10))
 
 
 @pytest.mark.parametrize("engine", available())

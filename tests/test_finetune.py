@@ -138,7 +138,7 @@ def test_learned_ranges_learn(tmp_path) -> None:
     module = trainable(net, ranges="learned")
     learned = [part for part in module.modules() if isinstance(part, LearnedRange)]
     fit(module, train=data, loss=cross_entropy, schedule=Schedule(epochs=2, learning_rate=0.1), progress=False)
-    found = trained(net, module)[1]
+    found = trained(net, module)
     changed = [name for name in net.values if not torch.equal(net.values[name].scale, found.values[name].scale)]
     assert len(learned) == 2
     assert {"0.input", "2.input"} <= set(changed)
@@ -280,8 +280,8 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path) -> None:
     assert [epoch.loss for epoch in resumed.history.epochs] == [epoch.loss for epoch in whole.history.epochs]
     assert (whole.history.best, resumed.history.best) == (0, 4)
     again = finetune(net, evaluate=evaluate, out=tmp_path / "cut", **options)
-    for name, tensor in resumed.graph.module.state_dict().items():
-        assert torch.equal(tensor, again.graph.module.state_dict()[name])
+    for name, tensor in resumed.net.graph.module.state_dict().items():
+        assert torch.equal(tensor, again.net.graph.module.state_dict()[name])
 
 
 WORKER = """
