@@ -35,9 +35,10 @@ from benchmarks.data_networks import SCORED, Scored
 from benchmarks.latency import peer_versions
 from benchmarks.peer_networks import PRESETS, PeerError, quantized_by_nncf
 from octavo import Graph, QuantizationError, Quantized
+from octavo.engines import target_for
 from octavo.machine import machine, versions
 from octavo.measure import paired_interval
-from octavo.network.target import Target, by_rows, target_for
+from octavo.network.target import Target, by_rows
 from octavo.workflow.calibration import for_repairs
 from octavo.workflow.stages import mostly_rows
 

@@ -19,12 +19,11 @@ from rich.table import Table
 
 import octavo
 from octavo import engines
-from octavo.engines import ENGINES, available
+from octavo.engines import ENGINES, available, target_for
 from octavo.engines.check import agreement, moved, ran, simulated
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.machine import machine, versions
-from octavo.network.target import target_for
 from octavo.zoo import task
 
 NAMES = ("efficientnet_lite0", "resnet20", "ds_cnn_s", "lstm", "minilm")

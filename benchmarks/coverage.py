@@ -21,14 +21,13 @@ import typer
 
 from benchmarks.networks import NETWORKS
 from octavo import Quantized, capture, choose_params, make_plan, observe
-from octavo.engines import compile
+from octavo.engines import compile, target_for
 from octavo.engines.inductor import lowered
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnxruntime import session_of
 from octavo.engines.ran import Ran
 from octavo.engines.signature import signature_of
 from octavo.machine import machine, versions
-from octavo.network.target import target_for
 
 INTEGERS = {"i8", "u8"}
 PROFILED = re.compile(r"QLinearConv|QLinearMatMul|QGemm|(Mat|Conv)\w*Integer\w*")

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.networks import NETWORKS, Network
-from octavo.engines import compile
+from octavo.engines import compile, target_for
 from octavo.machine import machine, versions
 from octavo.measure import latency_ms
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
 from octavo.network.plan import make_plan
-from octavo.network.target import Target, by_rows, target_for
+from octavo.network.target import Target, by_rows
 
 Call = Callable[[], object]
 STATISTICS = ("median_ms", "p10_ms", "p90_ms")

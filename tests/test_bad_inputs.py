@@ -12,8 +12,7 @@ import bad_calls
 import octavo
 from bad_numbers import numbers, recovery, road
 from bad_values import Case, Kit, cases, table
-from octavo.engines import available
-from octavo.network.target import target_for
+from octavo.engines import available, target_for
 
 
 class Tiny(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 
 import octavo
 from conftest import runs_here, separable
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.errors import QuantizationError
 from octavo.measure import sqnr_db
 from octavo.network.calibrate import choose_params, observe
@@ -18,7 +18,7 @@ from octavo.network.graph import capture
 from octavo.network.plan import make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
-from octavo.network.target import TARGETS, target_for
+from octavo.network.target import TARGETS
 from octavo.numerics import AFFINE_UINT8, METHODS, Histogram, Scheme, params_from_range
 from octavo.numerics.affine import around_one_zero_point
 from octavo.numerics.channels import OCTAVES, ChannelHistogram, restored

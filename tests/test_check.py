@@ -10,7 +10,7 @@ from torch import nn
 
 import octavo
 from conftest import BasicBlock
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.engines.check import DRAWS, ENOUGH_DB, LEAST_DB, agreement, moved, nearness, ran, simulated
 from octavo.engines.reference import compile_reference
 from octavo.network.edit import attribute
@@ -18,7 +18,6 @@ from octavo.network.graph import clone
 from octavo.network.origin import origin_of
 from octavo.network.quantized import on_graph
 from octavo.network.samples import SAMPLES, Samples, packed, unpacked
-from octavo.network.target import target_for
 
 # ---- the samples that calibration keeps
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 import octavo
 from conftest import separable, transformer
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
-from octavo.network.target import by_rows, target_for
+from octavo.network.target import by_rows
 from octavo.recovery.repair import REPAIRS, repair
 from octavo.recovery.trainable import trainable
 

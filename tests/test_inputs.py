@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import octavo
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.errors import QuantizationError
-from octavo.network.target import target_for
 
 ENGINES = available()
 VECTORIZED = [name for name in ENGINES if name != "reference"]

@@ -7,9 +7,8 @@ from torch import nn
 
 import octavo
 from conftest import runs_here
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.network.partial import keep_float
-from octavo.network.target import target_for
 from octavo.numerics import AFFINE_UINT8
 
 

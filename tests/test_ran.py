@@ -8,12 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import runs_here
-from octavo.engines import available, compile
+from octavo.engines import available, compile, target_for
 from octavo.engines.execution import Execution
 from octavo.engines.ran import Ran, ran
 from octavo.network.plan import Coverage, KeptFloat, compute_heavy
 from octavo.network.simulate import simulate
-from octavo.network.target import target_for
 from octavo.workflow.outcome import coverage_record
 
 TOLD = ("openvino", "onnxruntime", "reference")

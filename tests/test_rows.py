@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import octavo
 from conftest import Network, transformer
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.engines.onnx import export_onnx
 from octavo.engines.onnx_rules import violations
 from octavo.engines.rows import with_rows_scaled
@@ -21,7 +21,7 @@ from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
-from octavo.network.target import TARGETS, by_rows, target_for
+from octavo.network.target import TARGETS, by_rows
 from octavo.numerics.affine import dequantize, params_from_tensor, params_of_rows, quantize, round_through
 from octavo.numerics.rows import round_rows
 from octavo.numerics.scheme import Scheme

@@ -9,10 +9,9 @@ from torch import nn
 
 import octavo
 from conftest import runs_here
-from octavo.engines import available
+from octavo.engines import available, target_for
 from octavo.errors import QuantizationError
 from octavo.measure import paired_interval
-from octavo.network.target import target_for
 from octavo.zoo import task
 
 

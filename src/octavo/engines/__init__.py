@@ -15,15 +15,21 @@ from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
 from octavo.network.origin import Network, Origin, remember
 from octavo.network.quantized import Quantized
+from octavo.network.target import TARGETS, Target
 
 SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Where the function that compiles for one engine is, and what must be there before it is imported.
+    """All that is known of one engine: where its function is, what it needs, and what it does.
 
+    packages    that must be there before it is imported
     compiler    whether it needs a C++ compiler
+    target      the name of the target whose networks run best on it
+    reads_onnx  whether it takes the ONNX model that lies in a saved network
+    precisions  of its float network, beside which the integer one is timed
+    decisive    the packages beside torch whose versions decide what it computes
     vectorized  whether its products of integers are the CPU's own, with the CPU's limits
     near_tie    how far from a tie, in steps, a value may lie that it rounds the other way than the simulation
     """
@@ -32,6 +38,10 @@ class Engine:
     function: str
     packages: tuple[str, ...] = ()
     compiler: bool = False
+    target: str = "paper"
+    reads_onnx: bool = False
+    precisions: tuple[str, ...] = ()
+    decisive: tuple[str, ...] = ()
     vectorized: bool = True
     near_tie: float = 2**-10  # float32 sums in another order, other polynomials (docs/engines.md)
 
@@ -56,12 +66,25 @@ ENGINES: dict[str, Engine] = {
         module="octavo.engines.openvino",
         function="compile_openvino",
         packages=("onnx", "onnxscript", "openvino"),
+        target="openvino",
+        reads_onnx=True,
+        precisions=("f32", "bf16"),
+        decisive=("openvino", "onnx"),
     ),
-    "inductor": Engine(module="octavo.engines.inductor", function="compile_inductor", compiler=True),
+    "inductor": Engine(
+        module="octavo.engines.inductor",
+        function="compile_inductor",
+        compiler=True,
+        target="onednn",
+        precisions=("f32", "bf16"),
+    ),
     "onnxruntime": Engine(
         module="octavo.engines.onnxruntime",
         function="compile_onnxruntime",
         packages=("onnx", "onnxscript", "onnxruntime"),
+        target="onnxruntime",
+        reads_onnx=True,
+        decisive=("onnxruntime", "onnx"),
         near_tie=2**-5,  # it rounds biases to the unit of the sums, and pooled values and sums once more
     ),
     "reference": Engine(module="octavo.engines.reference", function="compile_reference", vectorized=False),
@@ -71,6 +94,11 @@ ENGINES: dict[str, Engine] = {
 def available() -> tuple[str, ...]:
     """The engines that can be used here, fastest first."""
     return tuple(name for name, engine in ENGINES.items() if engine.lacks is None)
+
+
+def target_for(engine: str) -> Target:
+    """The target whose networks run best on `engine`; for the simulation and the reference, the paper's."""
+    return TARGETS[ENGINES[engine].target if engine in ENGINES else "paper"]
 
 
 def compile(net: Quantized | Graph, *, engine: str = "openvino", **options: Any) -> Network:

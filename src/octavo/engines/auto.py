@@ -12,7 +12,7 @@ import torch
 
 from octavo import engines
 from octavo.arguments import checked
-from octavo.engines import available
+from octavo.engines import ENGINES, available
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError
 from octavo.measure import Latencies, latency_ms
@@ -22,7 +22,6 @@ from octavo.network.origin import Network
 from octavo.network.quantized import Quantized
 
 AUTO = "auto"
-WITH_FLOAT: dict[str, tuple[str, ...]] = {"openvino": ("f32", "bf16"), "inductor": ("f32", "bf16"), "onnxruntime": ()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def choose_engine(
     winner = next(iter(latencies))
     beside = {"int8": candidates[winner]} | {
         precision: engines.compile(graph, engine=winner, precision=precision)
-        for precision in WITH_FLOAT.get(winner, ())
+        for precision in ENGINES[winner].precisions
     }
     float_ms = _timed(beside, args, kwargs, rounds) if len(beside) > 1 else Latencies()
     return candidates[winner], Choice(engine=winner, latencies=latencies, float_ms=float_ms, rejected=rejected)

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from octavo.arguments import checked
+from octavo.engines import target_for
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
 from octavo.engines.lowering.build import Lowering, Marker
@@ -32,7 +33,6 @@ from octavo.network.insert import insert
 from octavo.network.operations import operation
 from octavo.network.plan import layer_names
 from octavo.network.quantized import Quantized, graph_of
-from octavo.network.target import target_for
 from octavo.quiet import quiet
 
 

@@ -110,11 +110,6 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def target_for(engine: str) -> Target:
-    """The target whose networks run best on `engine`; for the simulation and the reference, the paper's."""
-    return TARGETS.get({"inductor": "onednn"}.get(engine, engine), TARGETS["paper"])
-
-
 @checked
 def by_rows(target: Target) -> Target:
     """`target` with rows (see `Scheme`), and without rounding additions that no convolution fuses: no product needs it.

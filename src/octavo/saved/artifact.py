@@ -51,7 +51,6 @@ from octavo.saved.trust import (
 )
 
 NETWORK, TENSORS, ONNX, SAMPLES = "network.json", "tensors.safetensors", "model.onnx", "samples.safetensors"
-READS_ONNX = ("openvino", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ def save(
         samples=samples,
     )
     files = {NETWORK: record.model_dump_json().encode(), SAMPLES: shown}
-    if engine in READS_ONNX:
+    if engines.ENGINES[engine].reads_onnx:
         from octavo.engines.onnx import export_onnx  # noqa: PLC0415 (the exporter takes seconds to import)
 
         model = export_onnx(net)
@@ -176,7 +175,7 @@ def compiled(artifact: Artifact, *, engine: str | None = None, check: bool = Tru
     """`load`, of what is read already."""
     engine = engine or artifact.engine
     net, digest = artifact.net, artifact.manifest.digest
-    if engine in READS_ONNX and artifact.onnx is not None:
+    if engine in engines.ENGINES and engines.ENGINES[engine].reads_onnx and artifact.onnx is not None:
         options["network"] = artifact.onnx
     if not check or was_checked(digest, engine, options):
         with readable(artifact.path, f"{engine} cannot compile it"):

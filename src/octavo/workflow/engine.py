@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from octavo.engines import target_for
 from octavo.engines.auto import Choice, integer_engines, race
 from octavo.machine import machine, versions
 from octavo.measure import Latencies
@@ -15,7 +16,7 @@ from octavo.network.origin import SIMULATION
 from octavo.network.plan import make_plan
 from octavo.network.ranks import by_first
 from octavo.network.rule import Rule
-from octavo.network.target import Target, target_for
+from octavo.network.target import Target
 from octavo.workflow.study import Study, trial_key
 
 LOG = logging.getLogger("octavo")

@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from octavo.arguments import checked, made_folder
+from octavo.engines import target_for
 from octavo.engines.auto import AUTO
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
@@ -29,7 +30,7 @@ from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
-from octavo.network.target import Target, target_for
+from octavo.network.target import Target
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on

@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from octavo.engines import available
+from octavo.engines import ENGINES, available
 from octavo.engines.auto import AUTO
 from octavo.engines.faults import compile_right
 from octavo.errors import QuantizationError, reading
@@ -33,7 +33,6 @@ from octavo.workflow.study import Trial, trial_key
 
 Train = Callable[[nn.Module], object]
 Keep = Callable[[str, Callable[[], bytes]], bytes]
-PACKAGES_OF = {"openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx")}  # beside torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +183,7 @@ def key_of(context: Context, candidate: Candidate) -> str:
         target=repr(context.plan.target),
         rules=[str(rule) for rule in context.plan.rules],
         engine=context.engine,
-        packages=versions_of(*PACKAGES_OF.get(context.engine, ())),
+        packages=versions_of(*(ENGINES[context.engine].decisive if context.engine in ENGINES else ())),
         method=candidate.method,
         repairs=[_KEPT_AS.get(name, name) for name in candidate.repairs],
         trained=source_of(context.train) if candidate.trained else None,
