@@ -31,6 +31,7 @@ from octavo.network.device import on_cpu
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.insert import insert
+from octavo.network.operations import OPERATIONS
 from octavo.network.plan import Quantizer, layer_names
 from octavo.network.quantized import Quantized, graph_of, target_of
 from octavo.quiet import OWN_DEPRECATION, quiet
@@ -182,7 +183,7 @@ def _name_layers(model: onnx.ModelProto, exported: ExportedProgram | None) -> No
             named.add(layer)
 
 
-_COMPUTE_HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "Add", "Einsum", "LSTM", "GRU", "RNN"}
+_COMPUTE_HEAVY = {name for row in OPERATIONS.values() for name in row.onnx} | {"Einsum", "RNN"}  # those stay in float
 
 
 def _is_annotated(node: Node) -> bool:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import Node
 
-from octavo.network.edit import copy_module, emit, shape
+from octavo.network.edit import argument, copy_module, emit, set_argument, shape
 from octavo.network.graph import Graph
 from octavo.network.operations import operands
 from octavo.network.plan import Quantizer
@@ -101,9 +101,9 @@ class _Rewrite:
             readers = list(node.users)
             for unit, (scale, axis) in scales.items():
                 found = emit(after, aten.mul.Tensor, found, _beside_result(after, node, unit, scale, axis))
-            bias = node.args[2] if len(node.args) > 2 else None
+            bias = argument(node, "bias") if node.target is aten.linear.default else None
             if bias is not None:
-                node.args = node.args[:2]
+                set_argument(node, "bias", None)
                 found = emit(after, aten.add.Tensor, found, bias)
             for reader in readers:
                 reader.replace_input_with(node, found)

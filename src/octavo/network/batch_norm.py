@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from octavo.network.edit import attribute, emit, emit_parameter, is_constant, replace, shape
+from octavo.network.edit import argument, attribute, emit, emit_parameter, is_constant, replace, set_argument, shape
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.numerics.affine import broadcast_along
 
@@ -32,13 +32,13 @@ def fold_batch_norm(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         norm = _as_batch_norm(node)
         if norm is not None:
-            layer = norm.args[0]
+            layer = argument(norm, "input")
             if isinstance(layer, Node) and _foldable(layer):
-                key = (*map(_parameter_name, (*layer.args[1:3], *norm.args[1:5])), norm.args[7])
+                read = [*_of(layer), *(argument(norm, name) for name in _STATISTICS)]
+                key = (*map(_parameter_name, read), argument(norm, "eps"))
                 calls.setdefault(key, []).append((layer, norm))
     for pairs in calls.values():
-        weight = pairs[0][0].args[1]
-        assert isinstance(weight, Node)
+        weight, _ = _of(pairs[0][0])
         if _readers(module, weight) == {layer for layer, _ in pairs}:
             _fold(module, pairs)
 
@@ -46,7 +46,7 @@ def fold_batch_norm(module: GraphModule) -> None:
 def _as_batch_norm(node: Node) -> Node | None:
     """`node` as aten.batch_norm in evaluation mode, rewritten from the functional form that torch.export gives."""
     if node.target is aten.batch_norm.default:
-        return None if node.args[5] else node
+        return None if argument(node, "training") else node
     if node.target is not aten._native_batch_norm_legit_no_training.default:
         return None
     x, weight, bias, mean, variance, momentum, epsilon = node.args
@@ -60,14 +60,21 @@ def _as_batch_norm(node: Node) -> Node | None:
 
 
 def _foldable(layer: Node) -> bool:
-    if len(layer.users) != 1 or len(layer.args) < 2 or not is_constant(layer.args[1]):
+    if layer.target not in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default} or len(layer.users) != 1:
         return False
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    if bias is not None and not is_constant(bias):
+    weight, bias = _of(layer)
+    if not is_constant(weight) or not (bias is None or is_constant(bias)):
         return False
-    if layer.target is aten.linear.default:  # of [N, C] only: in [N, L, C] batch-norm's axis 1 is not the channel
-        return len(shape(layer)) == 2
-    return layer.target in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
+    # Of linears only [N, C]: in [N, L, C] batch-norm's axis 1 is not the channel.
+    return layer.target is not aten.linear.default or len(shape(layer)) == 2
+
+
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")  # of a batch-norm
+
+
+def _of(layer: Node) -> tuple[Any, Any]:
+    """(weight, bias) of a layer."""
+    return argument(layer, "weight"), argument(layer, "bias")
 
 
 def _parameter_name(argument: Any) -> str | None:
@@ -82,8 +89,7 @@ def _readers(module: GraphModule, weight: Node) -> set[Node]:
 
 def _fold(module: GraphModule, pairs: list[tuple[Node, Node]]) -> None:
     layer, norm = pairs[0]
-    weight_node, bias_node = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    assert isinstance(weight_node, Node)
+    weight_node, bias_node = _of(layer)
     weight, bias = _folded(module, layer, norm)
     owner_path, _, leaf = str(weight_node.target).rpartition(".")
     bias_name = f"{owner_path}.bias" if owner_path else "bias"
@@ -95,21 +101,20 @@ def _fold(module: GraphModule, pairs: list[tuple[Node, Node]]) -> None:
     setattr(module.get_submodule(owner_path), leaf, weight)
     bias_read = emit_parameter(module, next(iter(module.graph.nodes)), bias_name, bias)
     for call, call_norm in pairs:
-        call.args = (*call.args[:2], bias_read, *call.args[3:])
+        set_argument(call, "bias", bias_read)
         replace(call_norm, call)
 
 
 def _folded(module: GraphModule, layer: Node, norm: Node) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of `layer` with `norm` in them, computed in float64."""
-    bias_node = layer.args[2] if len(layer.args) > 2 else None
+    weight_node, bias_node = _of(layer)
     bias, gain, shift, mean, variance = (
-        attribute(module, node).double() if isinstance(node, Node) else None for node in (bias_node, *norm.args[1:5])
+        attribute(module, node).double() if isinstance(node, Node) else None
+        for node in (bias_node, *(argument(norm, name) for name in _STATISTICS))
     )
-    assert isinstance(layer.args[1], Node)
     assert mean is not None
     assert variance is not None
-    weight, epsilon = attribute(module, layer.args[1]), norm.args[7]
-    assert isinstance(epsilon, float)
+    weight, epsilon = attribute(module, weight_node), argument(norm, "eps")
     with torch.no_grad():
         factor = torch.rsqrt(variance + epsilon)
         factor = factor if gain is None else factor * gain

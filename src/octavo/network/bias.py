@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.network.edit import attribute, is_constant
+from octavo.network.edit import argument, attribute, is_constant
 from octavo.network.graph import Graph
 from octavo.network.operations import operation
 from octavo.network.plan import Plan, Quantizer
@@ -46,7 +46,7 @@ def with_room_for_biases(plan: Plan, values: Mapping[str, QParams]) -> dict[str,
 def _bias(graph: Graph, node: Node) -> Tensor | None:
     """The bias of a convolution or linear, [channels], beside the scales, on the CPU."""
     row = operation(node)
-    source = node.args[2] if row is not None and row.inputs.keys() == {0, 1} and len(node.args) > 2 else None
+    source = argument(node, "bias") if row is not None and row.inputs.keys() == {"input", "weight"} else None
     return attribute(graph.module, source).detach().cpu() if isinstance(source, Node) and is_constant(source) else None
 
 

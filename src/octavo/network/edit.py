@@ -1,7 +1,7 @@
 """How a captured graph is edited: one node at a time, keeping shapes and the user's layer names up to date."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,32 @@ def value(node: Node) -> Any:
 def shape(node: Node) -> tuple[int | torch.SymInt, ...]:
     """The shape of what `node` produces; dynamic axes are symbols."""
     return tuple(value(node).shape)
+
+
+def argument(node: Node, name: str) -> Any:
+    """The argument of an operation by its name in the operator's schema; the schema's default if it is not given."""
+    position, declared = _declared(node, name)
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if position < len(node.args) else declared.default_value
+
+
+def set_argument(node: Node, name: str, found: Any) -> None:
+    """Let the argument of that name be `found`."""
+    position, _ = _declared(node, name)
+    missing = [argument(node, declared.name) for declared in _schema(node)[len(node.args) : position]]
+    args = [*node.args, *missing]
+    node.args = (*args[:position], found, *args[position + 1 :])
+
+
+def _declared(node: Node, name: str) -> tuple[int, Any]:
+    found = next((row for row in enumerate(_schema(node)) if row[1].name == name), None)
+    assert found is not None, f"{node.target} has no argument {name!r}"
+    return found
+
+
+def _schema(node: Node) -> Sequence[Any]:
+    return node.target._schema.arguments  # type: ignore[union-attr, no-any-return]
 
 
 def is_floating(node: Any) -> bool:

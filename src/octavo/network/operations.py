@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from octavo.network.edit import is_constant, is_floating
+from octavo.network.edit import argument, is_constant, is_floating, value
 
 aten = torch.ops.aten
 
@@ -38,11 +38,16 @@ class Operation:
     """A compute-heavy operation and its quantized inputs.
 
     name    the field's word for it
-    inputs  {argument: input}
+    inputs  {argument, as the schema of the operator calls it: input}
+    onnx    the operators that the exporter writes for it, of which one is named after the layer
+    output  the axis of the output channels in what a layer returns, if its bias is added along it; counted from behind
+            where they are last
     """
 
     name: str
-    inputs: dict[int, Input]
+    inputs: dict[str, Input]
+    onnx: tuple[str, ...]
+    output: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +71,8 @@ class Operand:
 
 def _channels(node: Node, rank: int) -> dict[int, int]:
     """A sum of a convolution runs over the channels of one group; of a depthwise one, over one channel."""
-    weight = node.args[1]
-    assert isinstance(weight, Node)
-    groups = node.args[6] if len(node.args) > 6 else 1
-    axis = rank + 1 - weight.meta["val"].ndim
-    channels = node.args[0].meta["val"].shape[axis]  # type: ignore[union-attr]
+    groups, axis = argument(node, "groups"), rank + 1 - value(argument(node, "weight")).ndim
+    channels = value(argument(node, "input")).shape[axis]
     return {axis: channels // groups} if isinstance(groups, int) and groups > 1 and isinstance(channels, int) else {}
 
 
@@ -84,31 +86,38 @@ def _columns(node: Node, rank: int) -> dict[int, int]:
     return dict.fromkeys([*range(rank - 2), rank - 1], 1) if rank > 1 else {}
 
 
-_CONVOLUTION = {0: Input("input", 0, _channels), 1: Input("weight", 0)}
-_TRANSPOSED = {0: Input("input", 0, _channels), 1: Input("weight", 1)}
-_LINEAR = {0: Input("input", 0, _rows, along=-1), 1: Input("weight", 0)}
-_PRODUCT = {0: Input("lhs", -2, _rows, along=-1), 1: Input("rhs", -1, _columns, along=-2)}
-_SUM = {0: Input("lhs", 0), 1: Input("rhs", 0)}
+_CONVOLUTION = {"input": Input("input", 0, _channels), "weight": Input("weight", 0)}
+_TRANSPOSED = {"input": Input("input", 0, _channels), "weight": Input("weight", 1)}
+_LINEAR = {"input": Input("input", 0, _rows, along=-1), "weight": Input("weight", 0)}
+_PRODUCT = {"self": Input("lhs", -2, _rows, along=-1), "other": Input("rhs", -1, _columns, along=-2)}
+_SUM = {"self": Input("lhs", 0), "other": Input("rhs", 0)}
 
 OUTPUT = "output"  # the role of what a convolution returns to a reader that is none of the operations below
 
 # Paper §4: every input of the operations that do the arithmetic, and of residual additions.
+_CONV1D, _CONV2D, _CONV3D = (
+    Operation(name=f"conv{n}d", inputs=_CONVOLUTION, onnx=("Conv",), output=1) for n in (1, 2, 3)
+)
+_TURNED1D, _TURNED2D, _TURNED3D = (
+    Operation(name=f"conv_transpose{n}d", inputs=_TRANSPOSED, onnx=("ConvTranspose",)) for n in (1, 2, 3)
+)
 OPERATIONS: dict[Any, Operation] = {
-    aten.conv1d.default: Operation(name="conv1d", inputs=_CONVOLUTION),
-    aten.conv2d.default: Operation(name="conv2d", inputs=_CONVOLUTION),
-    aten.conv3d.default: Operation(name="conv3d", inputs=_CONVOLUTION),
-    aten.conv1d.padding: Operation(name="conv1d", inputs=_CONVOLUTION),
-    aten.conv2d.padding: Operation(name="conv2d", inputs=_CONVOLUTION),
-    aten.conv3d.padding: Operation(name="conv3d", inputs=_CONVOLUTION),
-    aten.conv_transpose1d.default: Operation(name="conv_transpose1d", inputs=_TRANSPOSED),
-    aten.conv_transpose2d.input: Operation(name="conv_transpose2d", inputs=_TRANSPOSED),
-    aten.conv_transpose3d.input: Operation(name="conv_transpose3d", inputs=_TRANSPOSED),
-    aten.linear.default: Operation(name="linear", inputs=_LINEAR),
-    aten.matmul.default: Operation(name="matmul", inputs=_PRODUCT),
-    aten.embedding.default: Operation(name="embedding", inputs={0: Input("weight", 0)}),
-    aten.add.Tensor: Operation(name="add", inputs=_SUM),
-    aten.lstm.input: Operation(name="lstm", inputs={0: Input("input", 0)}),  # and its weights: see `operands`
-    aten.gru.input: Operation(name="gru", inputs={0: Input("input", 0)}),
+    aten.conv1d.default: _CONV1D,
+    aten.conv2d.default: _CONV2D,
+    aten.conv3d.default: _CONV3D,
+    aten.conv1d.padding: _CONV1D,
+    aten.conv2d.padding: _CONV2D,
+    aten.conv3d.padding: _CONV3D,
+    aten.conv_transpose1d.default: _TURNED1D,
+    aten.conv_transpose2d.input: _TURNED2D,
+    aten.conv_transpose3d.input: _TURNED3D,
+    aten.linear.default: Operation(name="linear", inputs=_LINEAR, onnx=("Gemm", "MatMul"), output=-1),
+    aten.matmul.default: Operation(name="matmul", inputs=_PRODUCT, onnx=("MatMul",)),
+    aten.embedding.default: Operation(name="embedding", inputs={"weight": Input("weight", 0)}, onnx=("Gather",)),
+    aten.add.Tensor: Operation(name="add", inputs=_SUM, onnx=("Add",)),
+    # Of recurrent layers the weights, too: see `operands`.
+    aten.lstm.input: Operation(name="lstm", inputs={"input": Input("input", 0)}, onnx=("LSTM",)),
+    aten.gru.input: Operation(name="gru", inputs={"input": Input("input", 0)}, onnx=("GRU",)),
 }
 
 RECURRENT = {"lstm", "gru"}
@@ -204,15 +213,15 @@ def operands(node: Node) -> Iterator[Operand]:
     row = operation(node)
     if row is None:
         return
-    for position, read in row.inputs.items():
-        source = node.args[position] if position < len(node.args) else None
+    sources = [argument(node, name) for name in row.inputs]
+    for source, read in zip(sources, row.inputs.values(), strict=True):
         if isinstance(source, Node) and is_floating(source):
             if is_constant(source):
                 role = "weight" if row.name == "matmul" else read.role
                 yield Operand(node=node, source=source, role=role, axis=read.axis)
             else:
                 rank = source.meta["val"].ndim
-                twice = node.args[:2].count(source) > 1  # rows on the left are no columns on the right
+                twice = sources.count(source) > 1  # rows on the left are no columns on the right
                 along = None if read.along is None or twice else max(read.along, -rank)  # of a vector: its only axis
                 free = read.free(node, rank)
                 yield Operand(node=node, source=source, role=read.role, axis=None, free=free, along=along)
@@ -222,16 +231,14 @@ def operands(node: Node) -> Iterator[Operand]:
 
 def _recurrent_weights(node: Node) -> Iterator[Operand]:
     """The weights of each direction, in torch's order: w_ih, w_hh, [b_ih, b_hh], [w_hr]."""
-    weights, has_biases, bidirectional = node.args[2], bool(node.args[3]), bool(node.args[7])
-    assert isinstance(weights, list | tuple)
-    count = len(weights) // (2 if bidirectional else 1)
+    weights = argument(node, "params")
+    count = len(weights) // (2 if argument(node, "bidirectional") else 1)
     roles = {0: "weight_ih", 1: "weight_hh"}
-    if count == (5 if has_biases else 3):
+    if count == (5 if argument(node, "has_biases") else 3):
         roles[count - 1] = "weight_hr"  # projects the hidden state
     for index, source in enumerate(weights):
         direction, position = divmod(index, count)
         if position in roles and is_constant(source):
-            assert isinstance(source, Node)
             yield Operand(node=node, source=source, role=roles[position] + "_reverse" * direction, axis=0)
 
 
@@ -241,9 +248,7 @@ def keeps_axis(node: Node, axis: int) -> bool:
     if node.target in _KEEPS_CHANNELS:  # all but the last axes, over which they pool or repeat
         return axis < int(source.ndim) - _KEEPS_CHANNELS[node.target]
     if node.target in _PADS:
-        widths = node.args[1]
-        assert isinstance(widths, list | tuple)
-        return axis < int(source.ndim) - len(widths) // 2
+        return axis < int(source.ndim) - len(argument(node, "pad")) // 2
     return node.target in _COPIES
 
 
@@ -260,9 +265,7 @@ def preserves_values(node: Node) -> bool:
     if node.op != "call_function" or node.target not in VALUE_PRESERVING:
         return False
     if node.target is aten.constant_pad_nd.default:
-        return bool(len(node.args) < 3 or node.args[2] == 0)
+        return bool(argument(node, "value") == 0)
     if node.target is aten.pad.default:
-        mode = node.args[2] if len(node.args) > 2 else "constant"
-        fill = node.args[3] if len(node.args) > 3 else None
-        return mode != "constant" or fill in (None, 0)
+        return argument(node, "mode") != "constant" or argument(node, "value") in (None, 0)
     return True

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch.fx import Node
 
+from octavo.network.edit import argument, value
 from octavo.network.operations import NEGATIVE_LOBE, OUTPUT, Operand, operation, preserves_values
 
 aten = torch.ops.aten
@@ -47,10 +48,10 @@ def _free(node: Node, reader: Node) -> dict[int, int]:
 
     Where the engine would compute in integers, as a mean, one scale for all is better.
     """
-    row, weight = operation(node), node.args[1]
-    if row is None or row.name == "add" or not isinstance(weight, Node) or reader.target not in _IN_FLOAT:
+    row = operation(node)
+    if row is None or row.name == "add" or reader.target not in _IN_FLOAT:
         return {}
-    return {node.meta["val"].ndim + 1 - weight.meta["val"].ndim: 1}
+    return {value(node).ndim + 1 - value(argument(node, "weight")).ndim: 1}
 
 
 def _is_convolved(node: Node, rounded: Reads) -> bool:

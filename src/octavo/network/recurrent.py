@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from octavo.network.edit import emit, emit_as, replace, value
+from octavo.network.edit import argument, emit, emit_as, replace, value
 
 aten = torch.ops.aten
 
@@ -16,7 +16,7 @@ RECURRENT = {aten.lstm.input, aten.gru.input}
 def split_recurrent(module: GraphModule) -> None:
     """Rewrite every LSTM and GRU of several layers as a chain of single layers, both directions of one in one node."""
     for node in list(module.graph.nodes):
-        if node.target in RECURRENT and node.args[4] > 1:
+        if node.target in RECURRENT and argument(node, "num_layers") > 1:
             _split(node)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 import torch
 from torch.fx import Node
 
-from octavo.network.edit import is_floating
+from octavo.network.edit import argument, is_floating
 from octavo.network.operations import VALUE_PRESERVING, preserves_values
 
 aten = torch.ops.aten
@@ -14,7 +14,7 @@ _NEVER_NEGATIVE = {
     aten.relu.default, aten.relu6.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int,
     aten._softmax.default, aten.exp.default, aten.abs.default, aten.square.default,
 }  # fmt: skip
-_CLAMPS = {aten.hardtanh.default: -1.0, aten.clamp.default: None, aten.clamp_min.default: None}
+_CLAMPS = {aten.hardtanh.default: "min_val", aten.clamp.default: "min", aten.clamp_min.default: "min"}
 _KEEPS_SIGN = VALUE_PRESERVING | {
     aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default, aten.mean.dim, aten.dropout.default,
     aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.mul.Tensor, aten.add.Tensor,
@@ -38,7 +38,7 @@ def _cannot_be_negative(node: Node, before: Container[Node]) -> bool:
     if node.target in _NEVER_NEGATIVE:
         return True
     if node.target in _CLAMPS:
-        low = node.args[1] if len(node.args) > 1 else _CLAMPS[node.target]
+        low = argument(node, _CLAMPS[node.target])
         return isinstance(low, int | float) and low >= 0
     if node.target not in _KEEPS_SIGN or (node.target in VALUE_PRESERVING and not preserves_values(node)):
         return False

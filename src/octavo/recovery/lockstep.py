@@ -17,14 +17,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from octavo.network.edit import attribute, emit_parameter, forget_parameter, is_constant
+from octavo.network.edit import argument, attribute, emit_parameter, forget_parameter, is_constant, set_argument
 from octavo.network.graph import Graph, clone
-from octavo.network.operations import operation
+from octavo.network.operations import OPERATIONS, Operation
 from octavo.network.quantized import Quantized, on_graph
 from octavo.numerics.affine import QParams, round_by
 from octavo.recovery.stepwise import PlannedNode, Values, call, last_readers, operations, read_again, run
-
-OUTPUT_AXIS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": -1}  # of the channels that a layer returns
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,16 +45,14 @@ class Layer:
         return self.operation.node
 
     @property
-    def name(self) -> str:
-        """Of its row in OPERATIONS."""
-        row = operation(self.node)
-        assert row is not None
-        return row.name
+    def row(self) -> Operation:
+        """Of OPERATIONS."""
+        return OPERATIONS[self.node.target]
 
     @property
     def weight(self) -> Node | None:
         """What it reads its weight from, if that is rounded and nothing else reads it."""
-        node = self.node.args[1] if self.name in OUTPUT_AXIS else None
+        node = argument(self.node, "weight") if self.row.output is not None else None
         if not is_constant(node) or node not in self.operation.quantizers:
             return None
         assert isinstance(node, Node)
@@ -101,14 +97,14 @@ class Layer:
 
     def shift_bias(self, by: Tensor) -> None:
         """Add `by` [channels] to its bias, which is made if there is none; a bias that others read too gets a copy."""
-        bias = self.node.args[2] if len(self.node.args) > 2 else None
+        bias = argument(self.node, "bias")
         assert self.weight is not None
         weight = attribute(self.graph.module, self.weight)
         old = attribute(self.graph.module, bias).detach().double() if isinstance(bias, Node) else torch.zeros_like(by)
         new = torch.nn.Parameter((old + by).to(weight.dtype))
         owner = str(self.weight.target).rpartition(".")[0]
         read = emit_parameter(self.graph.module, self.node, f"{owner}.bias" if owner else "bias", new)
-        self.node.args = (*self.node.args[:2], read, *self.node.args[3:])
+        set_argument(self.node, "bias", read)
 
     def state(self) -> tuple[Any, ...]:
         """What a repair may change."""

@@ -17,7 +17,7 @@ from octavo.former import named_now
 from octavo.network.edit import is_constant
 from octavo.network.quantized import Quantized
 from octavo.recovery.adaround import adaround
-from octavo.recovery.lockstep import OUTPUT_AXIS, Layer, walk
+from octavo.recovery.lockstep import Layer, walk
 from octavo.recovery.rescale import cross_layer_equalization, smoothquant
 from octavo.recovery.stepwise import read_again
 
@@ -51,7 +51,8 @@ def correct_bias(net: Quantized, batches: Iterable[Any]) -> Quantized:
 
 def _mean_error(layer: Layer, outputs: list[Tensor]) -> Tensor:
     """Mean of wanted − found per channel, float64 [channels], over everything else in all batches."""
-    axis, total, count = OUTPUT_AXIS[layer.name], torch.zeros(1, dtype=torch.float64), 0
+    axis, total, count = layer.row.output, torch.zeros(1, dtype=torch.float64), 0
+    assert axis is not None  # it has a weight
     for wanted, found in zip(layer.wanted(), outputs, strict=True):
         error = (wanted.double() - found.double()).movedim(axis, 0).flatten(1)
         total, count = total.to(error.device) + error.sum(1), count + error.shape[1]

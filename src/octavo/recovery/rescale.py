@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.arguments import checked
-from octavo.network.edit import attribute, emit, emit_parameter, is_constant
+from octavo.network.edit import argument, attribute, emit, emit_parameter, is_constant
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
 from octavo.network.quantized import Quantized
@@ -67,8 +67,7 @@ def _is_layer(node: Node) -> bool:
     """Whether `node` is a convolution or linear with parameters of its own."""
     if node.target not in CONVOLUTIONS | {LINEAR}:
         return False
-    bias = node.args[2] if len(node.args) > 2 else None
-    parameters = [argument for argument in (node.args[1], bias) if argument is not None]
+    parameters = [one for one in (argument(node, "weight"), argument(node, "bias")) if one is not None]
     return all(_reads_alone(node, parameter) for parameter in parameters)
 
 
@@ -88,7 +87,7 @@ def _inputs_axis(graph: Graph, layer: Node) -> int | None:
     if layer.target is LINEAR:
         return 1
     weight = _weight(graph, layer)
-    groups = layer.args[6] if len(layer.args) > 6 else 1
+    groups = argument(layer, "groups")
     if groups == 1:
         return 1
     return 0 if weight.shape[1] == 1 and weight.shape[0] == groups else None
@@ -112,8 +111,9 @@ def _shift(graph: Graph, first: Node, second: Node, by: Tensor) -> None:
     assert axis is not None
     one.div_(broadcast_along(by, 0, one.ndim))
     two.mul_(broadcast_along(by, axis, two.ndim))
-    if len(first.args) > 2 and isinstance(first.args[2], Node):
-        attribute(graph.module, first.args[2]).detach().div_(by)
+    bias = argument(first, "bias")
+    if bias is not None:
+        attribute(graph.module, bias).detach().div_(by)
 
 
 def _equalization(graph: Graph, first: Node, second: Node, by: Tensor) -> Move:
@@ -161,19 +161,21 @@ def _migration(graph: Graph, norm: Node, linears: list[Node], largest: Tensor) -
 def _normalised(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
     """Every layer-norm over the last axis, and the linears that read it."""
     for node in graph.module.graph.nodes:
-        if node.target is aten.layer_norm.default and len(node.args[1]) == 1:
-            linears = [user for user in node.users if user.target is LINEAR and _reads_alone(user, user.args[1])]
+        if node.target is aten.layer_norm.default and len(argument(node, "normalized_shape")) == 1:
+            linears = [
+                user for user in node.users if user.target is LINEAR and _reads_alone(user, argument(user, "weight"))
+            ]
             if linears:
                 yield node, linears
 
 
 def _divide(graph: Graph, norm: Node, linears: list[Node], by: Tensor) -> None:
     """What the linears read of `norm` is divided by `by`."""
-    parameters = [argument for argument in norm.args[2:4] if argument is not None]
+    parameters = [one for one in (argument(norm, "weight"), argument(norm, "bias")) if one is not None]
     if len(linears) == len(norm.users) and parameters and all(_reads_alone(norm, one) for one in parameters):
         with torch.no_grad():
             for parameter in parameters:
-                attribute(graph.module, parameter).div_(by)  # type: ignore[arg-type]
+                attribute(graph.module, parameter).div_(by)
         return
     first = min(linears, key=list(graph.module.graph.nodes).index)
     inverse = emit_parameter(graph.module, first, f"{norm.name}_inverse", by.reciprocal())
@@ -199,6 +201,4 @@ def _by_name(graph: Graph) -> dict[str, Node]:
 
 
 def _weight(graph: Graph, layer: Node) -> Tensor:
-    weight = layer.args[1]
-    assert isinstance(weight, Node)
-    return attribute(graph.module, weight).detach()
+    return attribute(graph.module, argument(layer, "weight")).detach()

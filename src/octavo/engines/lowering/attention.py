@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from octavo.engines.lowering.build import only_reader
 from octavo.engines.lowering.sizes import same_sizes
-from octavo.network.edit import shape, value
+from octavo.network.edit import argument, shape, value
 
 aten = torch.ops.aten
 
@@ -86,7 +86,7 @@ BETWEEN = {*BY_NUMBER, aten.add.Tensor, aten.masked_fill.Scalar}
 
 
 def _along_keys(softmax: Node) -> bool:
-    axis, dtype = softmax.args[1], softmax.kwargs.get("dtype", (*softmax.args[2:3], None)[0])
+    axis, dtype = argument(softmax, "dim"), argument(softmax, "dtype")
     return axis in (-1, len(shape(softmax)) - 1) and dtype is None
 
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from octavo.engines.lowering.build import Integers, Lowering
 from octavo.engines.lowering.epilogue import CONVOLUTION, clipped, epilogue, finish, operands, output, per_step
-from octavo.network.edit import shape
+from octavo.network.edit import argument, shape
 
 aten = torch.ops.aten
 
@@ -40,9 +40,9 @@ def read(lowering: Lowering, node: Node) -> Convolution | None:
     """The convolution `node`; None if no kernel can have it: its operands are not integers of the usual form, it has no
     batch or is over volumes.
     """
-    x, weight = lowering.integers(node.args[0], of_channels=True), lowering.weight(node.args[1])
+    x = lowering.integers(argument(node, "input"), of_channels=True)
+    weight, bias = lowering.weight(argument(node, "weight")), argument(node, "bias")
     scales = None if weight is None else weight.scales(0)
-    bias = node.args[2] if len(node.args) > 2 else None
     if x is None or weight is None or scales is None:
         return None
     if weight.real.ndim not in (3, 4) or len(shape(node)) != weight.real.ndim:
@@ -79,11 +79,9 @@ def convolution(lowering: Lowering, node: Node) -> bool:
 
 def _geometry(node: Node) -> tuple[list[int], tuple[list[int], list[int]], list[int], int]:
     """(stride, (padding before, behind), dilation, groups); of an odd padding, the larger half is behind."""
-    axes = len(shape(node.args[1])) - 2  # type: ignore[arg-type]
-    defaults: list[Any] = [[1] * axes, [0] * axes, [1] * axes, 1]
-    given = list(node.args[3:])
-    stride, padding, dilation, groups = given + defaults[len(given) :]
-    kernel = shape(node.args[1])[2:]  # type: ignore[arg-type]
+    stride, padding, dilation = (argument(node, name) for name in ("stride", "padding", "dilation"))
+    kernel = shape(argument(node, "weight"))[2:]
+    axes = len(kernel)
     dilation = _each(dilation, axes)
     totals = (
         [2 * pad for pad in _each(padding, axes)]
@@ -92,7 +90,7 @@ def _geometry(node: Node) -> tuple[list[int], tuple[list[int], list[int]], list[
     )
     before = [total // 2 for total in totals]
     behind = [total - half for total, half in zip(totals, before, strict=True)]
-    return _each(stride, axes), (before, behind), dilation, int(groups)
+    return _each(stride, axes), (before, behind), dilation, int(argument(node, "groups"))
 
 
 def _each(value: Any, axes: int) -> list[int]:

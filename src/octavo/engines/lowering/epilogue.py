@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, only_reader
+from octavo.network.edit import argument
 
 aten = torch.ops.aten
 
@@ -36,12 +37,11 @@ _NO_ACTIVATION: PostOperation = ("none", (), "")
 
 
 def _gelu(node: Node) -> PostOperation:
-    return "gelu", (), str(node.kwargs.get("approximate", "none"))
+    return "gelu", (), str(argument(node, "approximate"))
 
 
 def _clamp(node: Node) -> PostOperation:
-    bounds = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
-    return "hardtanh", tuple(float(bound) for bound in bounds), ""  # type: ignore[arg-type]
+    return "hardtanh", (float(argument(node, "min_val")), float(argument(node, "max_val"))), ""
 
 
 # What oneDNN has a name for.

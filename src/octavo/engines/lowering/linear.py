@@ -10,7 +10,7 @@ from torch.fx import Node
 from octavo.engines.lowering.build import Grid, Integers, Lowering, Rows, Weight, only_reader, readers
 from octavo.engines.lowering.epilogue import ACTIVATIONS, LINEAR, Epilogue, clipped, epilogue, finish, operands, output
 from octavo.engines.lowering.product import product
-from octavo.network.edit import shape
+from octavo.network.edit import argument, shape
 
 aten = torch.ops.aten
 BY_ROWS = {("relu", ""), ("gelu", "none")}  # what our own kernel does at its end
@@ -40,8 +40,9 @@ def linear(lowering: Lowering, node: Node) -> bool:
     first = _linear(lowering, node, x)
     if x is None or first is None:
         return False
-    same = [other for other in readers(node.args[0]) if other.target is node.target]  # type: ignore[arg-type]
-    siblings = [other for other in same if other.args[0] is node.args[0]]
+    source = argument(node, "input")
+    same = [other for other in readers(source) if other.target is node.target]
+    siblings = [other for other in same if argument(other, "input") is source]
     found = [_linear(lowering, other, x) for other in siblings if other not in lowering.values]
     joined = [row for row in found if row is not None and row.kind == first.kind]
     _write_linear(lowering, x, joined if first.end.name == "none" else [first])
@@ -50,11 +51,12 @@ def linear(lowering: Lowering, node: Node) -> bool:
 
 def _read(lowering: Lowering, node: Node) -> Integers | Rows | None:
     """What `node` reads beside its weight."""
-    return lowering.integers(node.args[0]) or lowering.rows(node.args[0])
+    source = node.args[0]  # a matmul calls it otherwise
+    return lowering.integers(source) or lowering.rows(source)
 
 
 def _linear(lowering: Lowering, node: Node, x: Integers | Rows | None) -> _Linear | None:
-    weight, bias = _weight(lowering, node), node.args[2] if len(node.args) > 2 else None
+    weight, bias = _weight(lowering, node), argument(node, "bias")
     scales = None if weight is None else weight.scales(0)
     if weight is None or scales is None or len(shape(node)) < 2:
         return None
@@ -82,11 +84,10 @@ def _end(lowering: Lowering, node: Node, x: Integers | Rows | None) -> Epilogue:
 
 
 def _weight(lowering: Lowering, node: Node) -> Weight | None:
-    argument = node.args[1]
-    weight = lowering.weight(argument)
-    site = lowering.site(argument) if isinstance(argument, Node) else None
+    read = argument(node, "weight")
+    weight, site = lowering.weight(read), lowering.site(read)
     if weight is None and site is not None:  # not reached yet: it belongs to a later sibling
-        weight = lowering.rounded(argument) if lowering.tensor(argument.args[0]) is not None else None  # type: ignore[union-attr,arg-type]
+        weight = lowering.rounded(read) if lowering.tensor(read.args[0]) is not None else None
     return weight
 
 

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of
-from octavo.network.edit import is_floating
+from octavo.network.edit import argument, is_floating
 from octavo.network.operations import preserves_values
 
 aten = torch.ops.aten
@@ -52,7 +52,7 @@ def _inner(value: Any) -> Any:
 
 def _pads_with_zero(node: Node) -> bool:
     if node.target is aten.pad.default:
-        return (node.args[2] if len(node.args) > 2 else "constant") == "constant"
+        return bool(argument(node, "mode") == "constant")
     return node.target is aten.constant_pad_nd.default
 
 
