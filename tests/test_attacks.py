@@ -207,6 +207,7 @@ GRAPHS: dict[str, Change] = {
 
 
 MATCH = {
+    "a dtype that is a function": "'load' is no dtype",
     "twenty thousand nodes": "at most 20000 items",
     "JSON within JSON within": "recursion limit",
 }  # the bound itself

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from octavo.errors import QuantizationError
+from octavo.errors import QuantizationError, refused
 from octavo.saved.sizes import Json
 
 _BY_NAME = {  # {tag in the record: (type, its values by name)}
@@ -62,8 +62,9 @@ def read(value: Json, nodes: Mapping[str, Node]) -> Any:
     ((tag, inner),) = value.items()
     if tag in _BY_NAME:
         kind, home = _BY_NAME[tag]
-        found = getattr(home, inner)
-        assert isinstance(found, kind)
+        found = getattr(home, str(inner), None)
+        if not isinstance(found, kind):
+            raise refused(None, f"{str(inner)[:100]!r} is no {tag}")
         return found
     return _READERS[tag](inner, nodes)
 
