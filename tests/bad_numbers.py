@@ -40,7 +40,7 @@ def recovery(kit: Kit) -> Iterator[Row]:
     )
     for name, one in octavo.REPAIRS.items():
         yield partial(octavo.repair, names=[name]), {**both, "batches": kit.batches}, {"batches": few}
-        yield one, {**both, "batches": kit.batches}, {"net": {"None": None, "a number": 3}}
+        yield one.function, {**both, "batches": kit.batches}, {"net": {"None": None, "a number": 3}}
     for measure in (exact, fast):
         yield measure, {**both, "batches": kit.batches}, {**given, "batches": batches}
     wrong = {**JUNK, "returns None": lambda *_: None, "returns text": lambda *_: "x", "returns two": lambda *_: [1, 2]}

@@ -17,7 +17,8 @@ from octavo.network.edit import attribute
 from octavo.network.graph import clone
 from octavo.network.origin import origin_of
 from octavo.network.quantized import on_graph
-from octavo.network.samples import SAMPLES, Samples, packed, unpacked
+from octavo.network.samples import SAMPLES, Samples
+from octavo.saved.calls import packed, unpacked
 
 # ---- the samples that calibration keeps
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.engines import auto
 from octavo.former import RENAMED, REPAIRS_RENAMED, RETURNED_PAIRS, TOOK_PAIRS
 
 X = torch.randn(8, 6)
@@ -41,7 +42,8 @@ def calls(net, stats, folder):
 
 @pytest.mark.parametrize("name", TOOK_PAIRS)
 @pytest.mark.parametrize("by", ["place", "name"])
-def test_a_graph_beside_what_was_made_from_it(name, by, made, tmp_path) -> None:
+def test_a_graph_beside_what_was_made_from_it(name, by, made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(auto, "available", lambda: ("reference",))
     graph, _, stats, net = made
     of, args, options = calls(net, stats, tmp_path)[name]
     function = getattr(octavo, name)
@@ -61,7 +63,7 @@ def test_a_graph_beside_what_was_made_from_it(name, by, made, tmp_path) -> None:
 
 def test_a_float_network_was_one_without_parameters(made) -> None:
     with pytest.warns(DeprecationWarning, match=r"octavo\.compile\(graph, …\) is now"):
-        network = octavo.compile(made[0], None, engine="inductor")
+        network = octavo.compile(made[0], None, engine="openvino")
     torch.testing.assert_close(network(X), made[0](X))
 
 
@@ -98,7 +100,7 @@ def test_calls_of_today_warn_of_nothing(made) -> None:
     graph, plan, stats, net = made
     octavo.simulate(octavo.choose_params(plan, stats))
     octavo.compile(net, engine="reference")
-    octavo.compile(graph, engine="inductor")
+    octavo.compile(graph, engine="openvino")
 
 
 def test_repairs_of_other_names(made) -> None:
