@@ -79,7 +79,12 @@ def test_an_argument_that_is_not_given_has_the_default_of_the_schema() -> None:
     assert list(argument(node, "stride")) == [1, 1]
     set_argument(node, "bias", b)
     assert node.args == (x, w, b)
+    set_argument(node, "groups", 1)
+    assert node.kwargs == {"groups": 1}
     set_argument(node, "padding", [1, 1])
     assert node.args == (x, w, b, [1, 1], [1, 1])
+    node.args, node.kwargs = (x, w), {"stride": [2, 2]}
+    set_argument(node, "padding", [1, 1])
+    assert (node.args, node.kwargs) == ((x, w, None, [2, 2], [1, 1]), {})
     with pytest.raises(AssertionError, match="has no argument 'wings'"):
         argument(node, "wings")

@@ -1,7 +1,7 @@
 """What was called otherwise in the last version, and still works in this one, with a warning that names the new way.
 
 Until version 0.1 the network and its parameters travelled as two values, `compile(graph, params)`; they are one now.
-All of this goes with the next version: nothing but `octavo/__init__.py` and two classes know it.
+All of this goes with the next version.
 """
 
 import warnings

@@ -119,11 +119,15 @@ def argument(node: Node, name: str) -> Any:
 
 
 def set_argument(node: Node, name: str, found: Any) -> None:
-    """Let the argument of that name be `found`."""
+    """Let the argument of that name be `found`; those before it are given by place, too."""
+    if name in node.kwargs:
+        node.kwargs = {**node.kwargs, name: found}
+        return
     position, _ = _declared(node, name)
-    missing = [argument(node, declared.name) for declared in _schema(node)[len(node.args) : position]]
-    args = [*node.args, *missing]
+    before = [declared.name for declared in _schema(node)[len(node.args) : position]]
+    args = [*node.args, *(argument(node, one) for one in before)]
     node.args = (*args[:position], found, *args[position + 1 :])
+    node.kwargs = {key: given for key, given in node.kwargs.items() if key not in before}
 
 
 def _declared(node: Node, name: str) -> tuple[int, Any]:
