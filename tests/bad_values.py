@@ -42,10 +42,7 @@ class Kit:
     plan: octavo.Plan
     stats: Stats
     params: octavo.Quantized
-    other: octavo.Graph
-    other_plan: octavo.Plan
     other_stats: Stats
-    other_params: octavo.Quantized
     folder: Path
 
     @property

@@ -112,8 +112,7 @@ def test_the_loaded_network_gives_the_same_bits(name, engine, calibrated, tmp_pa
 @pytest.mark.parametrize("name", CASES)
 def test_graphs_become_json_and_back(name, calibrated):
     build, inputs, axes = CASES[name]
-    _ = calibrated(build().eval(), inputs(3), dynamic_axes=axes)
-    graph = _.graph
+    graph = calibrated(build().eval(), inputs(3), dynamic_axes=axes).graph
     record = GraphRecord.model_validate_json(graph_record(graph).model_dump_json())
     again = graph_from(record, tensors_of(graph))
     assert again.module.code == graph.module.code
@@ -305,8 +304,7 @@ def test_a_manifest_cannot_name_files_elsewhere(saved):
 
 
 def test_an_operation_that_torch_does_not_have_is_named(calibrated):
-    _ = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8))
-    graph = _.graph
+    graph = calibrated(nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8)).graph
     text = graph_record(graph).model_dump_json().replace("aten.linear.default", "aten.linear.lineal")
     with pytest.raises(QuantizationError, match=r"linear: asked to read .* has no operation 'aten.linear.lineal'"):
         graph_from(GraphRecord.model_validate_json(text), tensors_of(graph))

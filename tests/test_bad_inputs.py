@@ -39,9 +39,9 @@ def kit_in(folder: Path) -> Kit:
         found[name] = (model, example, graph, plan, stats, octavo.choose_params(plan, stats))
     model, example, graph, plan, stats, params = found["own"]
     octavo.save(params, folder / "net.octavo", engine="reference")
-    _, _, other, other_plan, other_stats, other_params = found["other"]
-    return Kit(model=model, example=example, graph=graph, plan=plan, stats=stats, params=params, other=other,
-               other_plan=other_plan, other_stats=other_stats, other_params=other_params, folder=folder)  # fmt: skip
+    other_stats = found["other"][4]
+    return Kit(model=model, example=example, graph=graph, plan=plan, stats=stats, params=params,
+               other_stats=other_stats, folder=folder)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -42,8 +42,7 @@ def test_a_few_samples_are_kept_over_the_batches(calibrated):
 
 
 def test_samples_are_copies_of_the_inputs_alone(calibrated):
-    _ = calibrated(nn.Linear(4, 3), x := torch.randn(2, 4))
-    graph = _.graph
+    graph = calibrated(nn.Linear(4, 3), x := torch.randn(2, 4)).graph
     plan = octavo.make_plan(graph)
     ((args, _),) = octavo.observe(plan, [(x, "a label")]).samples
     assert torch.equal(args[0], x)
@@ -54,8 +53,7 @@ def test_samples_are_copies_of_the_inputs_alone(calibrated):
 def test_what_cannot_be_cut_is_kept_whole_once(network, calibrated):
     model = network(lambda self, nodes, edges: self.a(nodes)[edges[0]], a=nn.Linear(4, 3))
     example = (torch.randn(6, 4), torch.randint(0, 6, (2, 9)))
-    _ = calibrated(model, example, dynamic_axes=(0, 1))
-    graph = _.graph
+    graph = calibrated(model, example, dynamic_axes=(0, 1)).graph
     batches = [(torch.randn(700, 4), torch.randint(0, 700, (2, 100_000))) for _ in range(3)]
     ((nodes, edges),) = kept(graph, *batches)
     assert torch.equal(nodes, batches[0][0])

@@ -135,12 +135,10 @@ def test_bench_of_what_is_no_network(tmp_path):
 
 
 def test_a_batch_repeats_the_example_along_the_first_dynamic_axis(calibrated):
-    _ = calibrated(nn.Linear(4, 3), torch.arange(8.0).reshape(2, 4))
-    graph = _.graph
+    graph = calibrated(nn.Linear(4, 3), torch.arange(8.0).reshape(2, 4)).graph
     (found,) = batch_of(graph, 5)
     assert found[:, 0].tolist() == [0, 4, 0, 4, 0]
-    _ = calibrated(nn.Linear(4, 3), torch.randn(2, 4), dynamic_axes=())
-    graph = _.graph
+    graph = calibrated(nn.Linear(4, 3), torch.randn(2, 4), dynamic_axes=()).graph
     with pytest.raises(QuantizationError, match="without dynamic axes; capture it with"):
         batch_of(graph, 5)
 
@@ -149,8 +147,7 @@ def test_inductor_has_a_bfloat16_float_network(network, calibrated):
     if "inductor" not in available():
         pytest.skip("there is no C++ compiler")
     model = network(lambda self, x: self.a(x) @ self.b(x).transpose(1, 2), a=nn.Linear(32, 32), b=nn.Linear(32, 32))
-    _ = calibrated(model.eval(), x := torch.randn(2, 4, 32))
-    graph = _.graph
+    graph = calibrated(model.eval(), x := torch.randn(2, 4, 32)).graph
     rounded = octavo.compile(graph, engine="inductor", precision="bf16")(x)
     exact = octavo.compile(graph, engine="inductor")(x)
     assert rounded.dtype == torch.float32

@@ -150,7 +150,7 @@ SCRATCHES = """
 import sys
 from pathlib import Path
 from octavo.files import scratch
-for _ in range(100):
+for _ in range(50):
     with scratch(Path(sys.argv[1])) as folder:
         (folder / "mine").write_text("")
 """

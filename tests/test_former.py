@@ -1,5 +1,6 @@
 """What the last version called otherwise still works, with a warning that names the new way."""
 
+import inspect
 import sqlite3
 
 import pytest
@@ -47,9 +48,8 @@ def test_a_graph_beside_what_was_made_from_it(name, by, made, tmp_path, monkeypa
     graph, _, stats, net = made
     of, args, options = calls(net, stats, tmp_path)[name]
     function = getattr(octavo, name)
-    if by == "name" and args:
-        pytest.skip("what stands behind has no name here")
-    pair = {"graph": graph, "params": of} if by == "name" else {}
+    behind = dict(zip(list(inspect.signature(function).parameters)[1:], args, strict=False))
+    pair = {"graph": graph, "plan" if isinstance(of, octavo.Plan) else "params": of} | behind if by == "name" else {}
     with pytest.warns(DeprecationWarning, match=rf"octavo\.{name}\(graph, …\) is now octavo\.{name}\(…\)"):
         found = function(**pair, **options) if pair else function(graph, of, *args, **options)
     wanted = function(of, *args, **options)

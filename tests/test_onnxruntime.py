@@ -226,8 +226,7 @@ def test_channels_pruned_to_nothing_keep_their_bias(calibrated) -> None:
 
 
 def test_the_float_network_is_the_baseline(calibrated) -> None:
-    _ = calibrated(Convolutions(), torch.randn(4, 3, 12, 12))
-    graph = _.graph
+    graph = calibrated(Convolutions(), torch.randn(4, 3, 12, 12)).graph
     engine = compile(graph, engine="onnxruntime", threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x)["logits"], graph(x)["logits"].detach(), rtol=0, atol=1e-5)

@@ -92,8 +92,7 @@ def test_every_convolution_and_linear_multiplies_integers(convolutions_compiled)
 
 
 def test_the_float_network_is_the_baseline(convolutions) -> None:
-    _ = convolutions
-    graph = _.graph
+    graph = convolutions.graph
     engine = compile_openvino(graph, threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=1e-5)
@@ -101,8 +100,7 @@ def test_the_float_network_is_the_baseline(convolutions) -> None:
 
 
 def test_bf16_is_used_only_when_asked_for(convolutions) -> None:
-    _ = convolutions
-    graph = _.graph
+    graph = convolutions.graph
     engine = compile_openvino(graph, precision="bf16", threads=1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(engine(x), graph(x).detach(), rtol=0, atol=0.05)

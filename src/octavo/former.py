@@ -6,11 +6,12 @@ All of this goes with the next version.
 
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any
 
 from octavo.errors import QuantizationError
 
+# A floor below the values that it speaks of, it knows those by the names of their classes.
 # The functions that took a graph beside what was made from it, and those of them that returned both.
 TOOK_PAIRS = (
     "observe", "choose_params", "simulate", "compile", "choose_engine", "export", "save", "repair", "finetune",
@@ -28,6 +29,16 @@ REPAIRS_RENAMED = {
 def former(old: str, new: str, *, level: int = 3) -> None:
     """Warn that `old` is now `new`."""
     warnings.warn(f"{old} is now {new}, and goes with the next version", DeprecationWarning, stacklevel=level)
+
+
+def field_of_old(old: str, new: str) -> property:
+    """A field that was called otherwise: `old` is "Class.field", `new` the path from the value to what it is now."""
+
+    def read(self: Any) -> Any:
+        former(old, f"{old.partition('.')[0]}.{new}")
+        return reduce(getattr, new.split("."), self)
+
+    return property(read, doc=f"Of old: `{new}`.")
 
 
 def named_now(repair: str) -> str:

@@ -28,7 +28,8 @@ from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.samples import Call
 from octavo.network.simulate import FakeQuantize
-from octavo.numerics.affine import QParams, steps_beside
+from octavo.numerics.affine import QParams
+from octavo.numerics.broadcast import steps_beside
 from octavo.numerics.decibels import decibels
 
 Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested

@@ -1,7 +1,7 @@
 """Modules that stand for ONNX operators: torch.export traces them, and the ONNX exporter writes them down as they are.
 
-    Activation      x ─▶ [Clip ─▶] QuantizeLinear ─▶ DequantizeLinear
-    DequantizedWeight          int8 initializer ─▶ DequantizeLinear, per tensor, per channel or per block
+    Activation         x ─▶ [Clip ─▶] QuantizeLinear ─▶ DequantizeLinear
+    DequantizedWeight  int8 initializer ─▶ DequantizeLinear, per tensor, per channel or per block
 
 They have no arithmetic of their own: outside an export they return zeros.
 """
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.onnx import ops
 
 from octavo.network.insert import Rounding
-from octavo.numerics.affine import QParams, beside, broadcast_along, quantize
+from octavo.numerics.affine import QParams, quantize
+from octavo.numerics.broadcast import beside, broadcast_along
 
 OPSET = 21  # the first with blocked DequantizeLinear
 

@@ -40,7 +40,8 @@ def compile_onnxruntime(
     network  what `export_onnx` wrote of this network, if it is there already
     raises   QuantizationError if the network cannot be written as ONNX, or ONNX Runtime refuses it
     """
-    check_dtypes(graph_of(net), "ONNX Runtime")
+    graph, target = graph_of(net), target_of(net)
+    check_dtypes(graph, "ONNX Runtime")
     network = network or export_onnx(net)
     try:
         session, optimized = session_of(network, threads=threads, fusion=fusion)
@@ -50,7 +51,6 @@ def compile_onnxruntime(
             seen=f"it failed ({reason(error)})",
             remedy='use another engine, or make the plan with target="tensorrt", whose int8 every reader knows',
         ) from error
-    graph, target = graph_of(net), target_of(net)
     executions = read_executions(optimized, list(compute_heavy(graph, target).values()))
     size_mb = network.ByteSize() / 1e6
     return OnnxRuntimeModel(session, size_mb=size_mb, executions=executions, signature=signature_of(graph))

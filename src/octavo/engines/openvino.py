@@ -52,13 +52,13 @@ def compile_openvino(
     }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    check_dtypes(graph_of(net), "OpenVINO")
+    graph, target = graph_of(net), target_of(net)
+    check_dtypes(graph, "OpenVINO")
     core = ov.Core()
     network = network or export_onnx(net)
     serialized = network.SerializeToString()
     size_mb = len(serialized) / 1e6
-    signature = signature_of(graph_of(net))
-    graph, target = graph_of(net), target_of(net)
+    signature = signature_of(graph)
     try:
         model = core.read_model(serialized)
         repair(core, model)

@@ -29,7 +29,8 @@ from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from octavo.network.plan import Quantizer, compute_heavy
 from octavo.network.quantized import Quantized
-from octavo.numerics.affine import QParams, beside, broadcast_along, dequantize, params_from_tensor, quantize
+from octavo.numerics.affine import QParams, dequantize, params_from_tensor, quantize
+from octavo.numerics.broadcast import beside, broadcast_along
 
 aten = torch.ops.aten
 INT32 = torch.iinfo(torch.int32)

@@ -43,8 +43,8 @@ def with_rows_scaled(net: Quantized) -> Quantized:
     unsigned = not net.plan.target.activation.signed
     units = {q.name: _units(q.scheme, unsigned=unsigned) for q in net.plan.quantizers if q.scheme.rows}
     quantizers = [rewrite.moved(replace(q, scheme=units[q.name].scheme) if q.name in units else q) for q in quantizers]
-    plan = replace(net.plan, quantizers=tuple(quantizers))
-    return replace(net, plan=replace(plan, graph=own), values=MappingProxyType({**net.values, **units}))
+    plan = replace(net.plan, graph=own, quantizers=tuple(quantizers))
+    return replace(net, plan=plan, values=MappingProxyType({**net.values, **units}))
 
 
 def _units(scheme: Scheme, *, unsigned: bool) -> QParams:

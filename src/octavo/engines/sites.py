@@ -13,7 +13,8 @@ from octavo.network.edit import copy_module
 from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.share import Edge
-from octavo.numerics.affine import QParams, steps_beside
+from octavo.numerics.affine import QParams
+from octavo.numerics.broadcast import steps_beside
 
 Step = Callable[[Tensor], Tensor]  # what was rounded at a site → the real value of one integer, beside it
 

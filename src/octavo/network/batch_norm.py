@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from octavo.network.edit import argument, attribute, emit, emit_parameter, is_constant, replace, set_argument, shape
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
-from octavo.numerics.affine import broadcast_along
+from octavo.numerics.broadcast import broadcast_along
 
 aten = torch.ops.aten
 

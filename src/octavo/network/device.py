@@ -15,15 +15,15 @@ from octavo.network.graph import Graph
 from octavo.network.quantized import Quantized, on_graph
 
 CPU = torch.device("cpu")
-Network = TypeVar("Network", bound=Quantized | Graph)
+Either = TypeVar("Either", bound=Quantized | Graph)
 
 
-def on_cpu(net: Network) -> Network:
-    """It as it is, or a copy whose tensors, and those that the network makes while it runs, are on the CPU.
+def on_cpu(net: Either) -> Either:
+    """`net` as it is, or a copy whose tensors, and those that the network makes while it runs, are on the CPU.
 
     raises  QuantizationError if tensors of the network hold no values
     """
-    return cast("Network", _network(net) if isinstance(net, Graph) else _quantized(net))
+    return cast("Either", _network(net) if isinstance(net, Graph) else _quantized(net))
 
 
 def _quantized(net: Quantized) -> Quantized:

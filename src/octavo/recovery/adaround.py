@@ -18,7 +18,7 @@ from torch import Tensor
 from octavo.arguments import checked
 from octavo.network.edit import attribute, is_constant
 from octavo.network.quantized import Quantized
-from octavo.numerics.affine import beside
+from octavo.numerics.broadcast import beside
 from octavo.numerics.scheme import Scheme
 from octavo.recovery.lockstep import Layer, walk
 from octavo.recovery.stepwise import call

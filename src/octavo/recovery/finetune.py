@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from octavo.arguments import checked, made_folder
 from octavo.errors import QuantizationError
 from octavo.files import scratch
-from octavo.former import former
+from octavo.former import field_of_old
 from octavo.machine import versions_of
 from octavo.network.digest import digest_of_batch, digest_of_tensors, source_of
-from octavo.network.graph import Graph, network_inputs
+from octavo.network.graph import network_inputs
 from octavo.network.origin import TRAINING, Origin, origin_of
 from octavo.network.quantized import Quantized
 from octavo.network.ranks import by_first, is_first
@@ -45,17 +45,8 @@ class Trained:
     net: Quantized
     history: History
 
-    @property
-    def graph(self) -> Graph:
-        """Of old: `net.graph`."""
-        former("Trained.graph", "Trained.net")
-        return self.net.graph
-
-    @property
-    def params(self) -> Quantized:
-        """Of old: `net`."""
-        former("Trained.params", "Trained.net")
-        return self.net
+    graph = field_of_old("Trained.graph", "net.graph")
+    params = field_of_old("Trained.params", "net")
 
 
 def sgd(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:

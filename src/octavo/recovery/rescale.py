@@ -12,7 +12,7 @@ from octavo.network.edit import argument, attribute, emit, emit_parameter, is_co
 from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS
 from octavo.network.quantized import Quantized
-from octavo.numerics.affine import broadcast_along
+from octavo.numerics.broadcast import broadcast_along
 from octavo.recovery.moves import Move, keep_what_helps
 from octavo.recovery.stepwise import read_again, run
 

@@ -7,9 +7,8 @@ from os import PathLike
 from typing import Any, Literal
 
 from octavo.engines.ran import Ran, ran
-from octavo.former import former
+from octavo.former import field_of_old
 from octavo.machine import machine, versions
-from octavo.network.graph import Graph
 from octavo.network.plan import Coverage
 from octavo.network.quantized import Quantized
 from octavo.recovery.sensitivity import Sensitivity
@@ -62,23 +61,9 @@ class Result:
         """Write `model`, so that `octavo.load` runs it without its class. See `octavo.save`."""
         save(self.net, path, engine=self.engine, form=form)
 
-    @property
-    def graph(self) -> Graph:
-        """Of old: `net.graph`."""
-        former("Result.graph", "Result.net")
-        return self.net.graph
-
-    @property
-    def params(self) -> Quantized:
-        """Of old: `net`."""
-        former("Result.params", "Result.net")
-        return self.net
-
-    @property
-    def rungs(self) -> tuple[StageRecord, ...]:
-        """Of old: `stages`."""
-        former("Result.rungs", "Result.stages")
-        return self.stages
+    graph = field_of_old("Result.graph", "net.graph")
+    params = field_of_old("Result.params", "net")
+    rungs = field_of_old("Result.rungs", "stages")
 
     @property
     def metric(self) -> float:

@@ -17,7 +17,8 @@ from torch.fx.node import map_arg
 from octavo.engines.lowering.executions import mark
 from octavo.network.edit import attribute
 from octavo.network.plan import Quantizer
-from octavo.numerics.affine import QParams, broadcast_along, dequantize, quantize
+from octavo.numerics.affine import QParams, dequantize, quantize
+from octavo.numerics.broadcast import broadcast_along
 from octavo.numerics.rows import along, scale_of_rows
 
 
