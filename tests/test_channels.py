@@ -64,6 +64,18 @@ def test_each_channel_is_counted_as_a_histogram_would() -> None:
         np.testing.assert_allclose(middles, exact, rtol=1 / 128, atol=np.abs(exact).max() * 2.0**-OCTAVES)
 
 
+def test_the_channels_together_are_the_tensor() -> None:
+    """The same values, each within the width of a bucket; minimum, maximum and count are exact."""
+    x = unlike(6, 5, 40)
+    channels, tensor = counted(1, x), Histogram()
+    tensor.update(x)
+    whole = channels.whole()
+    assert (whole.count, whole.minimum, whole.maximum) == (tensor.count, tensor.minimum, tensor.maximum)
+    mine, exact = (np.sort(np.repeat(seen.buckets().centres, seen.buckets().counts)) for seen in (whole, tensor))
+    np.testing.assert_allclose(mine, exact, rtol=1 / 128, atol=tensor.maximum * 2.0**-OCTAVES)
+    assert ChannelHistogram(1).whole() == Histogram()
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 def test_neither_order_nor_batches_nor_merging_matter(axis) -> None:
     batches = [unlike(3, 4, 5) * factor for factor in (1e-6, 1.0, 1e4, 0.0, -3.0)]

@@ -139,6 +139,57 @@ def test_rows_are_no_rung_of_a_network_of_convolutions() -> None:
     assert [row.stage for row in result.stages if row.stage == "rows"] == []
 
 
+CHANNELS = {"rules": (Rule("*"),), "target": "openvino", "max_drop": 0.05}
+
+
+def depthwise(case: Case) -> Case:
+    """`case` with a depthwise convolution that reads the inputs themselves, in four channels of four."""
+    layers = [nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)]
+    case.model = nn.Sequential(nn.Unflatten(1, (4, 4)), *layers).eval()
+    case.targets = case.model(case.inputs).argmax(1)
+    return case
+
+
+def test_one_scale_a_tensor_is_tried_where_scales_of_channels_lose(tmp_path) -> None:
+    """A channel that is quiet while the ranges are taken, and loud afterwards, is clipped by a range of its own."""
+    case = depthwise(Case())
+    quiet = torch.tensor([0.01, 1, 1, 1]).repeat_interleave(4)
+    case.calibration = [batch * quiet for batch in case.calibration]
+    result = quantize(case, **CHANNELS, out=tmp_path)
+    assert [row.stage for row in result.stages] == ["ptq", "ptq_more", "tensor"]
+    assert result.met
+    assert not result.best.channels
+    assert all(quantizer.constant or quantizer.scheme.axis is None for quantizer in result.net.plan.quantizers)
+    assert "one scale a tensor" in result.summary
+    assert len(result.coverage.per_tensor) == 1
+    assert max(trial.metric for trial in result.trials if trial.channels) < result.metric - 0.05
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["channels"], [row["channels"] for row in record["trials"]].count(False)) == (False, 1)
+    calls = case.calls
+    assert not quantize(case, **CHANNELS, out=tmp_path).best.channels
+    assert case.calls == calls  # of the study
+    plan = octavo.make_plan(result.net.graph, target=result.net.plan.target)
+    anew = octavo.choose_params(plan, octavo.observe(plan, case.calibration), result.best.method)
+    for name, params in anew.values.items():  # the histograms of channels are coarser than one of the tensor
+        torch.testing.assert_close(result.net.values[name].scale, params.scale, rtol=0.01, atol=0.0)
+
+
+def test_all_methods_are_tried_with_one_scale_a_tensor_where_the_best_is_better_so() -> None:
+    case = depthwise(Case())
+    quiet = torch.tensor([0.01, 1, 1, 1]).repeat_interleave(4)
+    case.calibration = [batch * quiet for batch in case.calibration]
+    result = quantize(case, rules=(Rule("*", bits=3),), target="openvino", max_drop=0.0)
+    tried = stage(result, "tensor")
+    assert {"max", "entropy", "99.99", "99.999"} <= {trial.method for trial in tried}
+    assert not any(trial.channels for trial in tried)
+    assert not any(trial.channels for trial in stage(result, "repair"))  # of the best so far
+
+
+def test_one_scale_a_tensor_is_no_stage_where_it_is_the_plan() -> None:
+    result = quantize(depthwise(Case()), max_drop=0.0, target="paper")
+    assert not stage(result, "tensor")
+
+
 def test_training_is_the_last_resort_and_starts_without_layers_in_float(tmp_path) -> None:
     case, training = Case(), Training()
     result = quantize(case, train=training, out=tmp_path, max_drop=0.0)

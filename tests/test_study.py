@@ -320,17 +320,21 @@ def altered(folder: Path, *statements: str) -> Path:
     return folder / "study.sqlite"
 
 
-@pytest.mark.parametrize("schema", [2, 3])
+@pytest.mark.parametrize("schema", [2, 3, 4])
 def test_an_older_schema_is_brought_up_to_date(tmp_path, schema) -> None:
-    """Schemas 2 and 3 called a stage a rung; 2 knew nothing of rows: its trials had none."""
-    without = ["ALTER TABLE trials DROP COLUMN rows"] if schema == 2 else []
-    altered(tmp_path, *without, "ALTER TABLE trials RENAME COLUMN stage TO rung", f"PRAGMA user_version = {schema}")
+    """Schemas 2 and 3 called a stage a rung, and 2 knew nothing of rows; 4 had scales of channels alone."""
+    without = ["ALTER TABLE trials DROP COLUMN channels"]
+    without += ["ALTER TABLE trials RENAME COLUMN stage TO rung"] * (schema < 4)
+    without += ["ALTER TABLE trials DROP COLUMN rows"] * (schema < 3)
+    altered(tmp_path, *without, f"PRAGMA user_version = {schema}")
     for _ in range(2):
         with Study(tmp_path) as study:
             assert [replace(trial, id=None) for trial in study.trials()] == [TRIAL]
             assert study.blob("stats") is not None
     with Study(tmp_path) as study:
-        assert study.run("other", lambda: replace(TRIAL, key="other", rows=True)).rows
+        assert study.run("other", lambda: replace(TRIAL, key="other", rows=True, channels=False)) == replace(
+            TRIAL, id=2, key="other", rows=True, channels=False
+        )
 
 
 def test_a_newer_schema(tmp_path) -> None:
@@ -338,7 +342,7 @@ def test_a_newer_schema(tmp_path) -> None:
     with pytest.raises(QuantizationError) as error:
         Study(tmp_path)
     assert str(error.value) == (
-        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 4; "
+        f"{file}: asked to use the study, but its schema is version 99 and this Octavo reads version 5; "
         "see that the folder can be written and has room, update Octavo, or search in another folder."
     )
 

@@ -99,6 +99,7 @@ class Result:
             "target": self.net.plan.target.name,
             "method": self.best.method,
             "rows": self.best.rows,
+            "channels": self.best.channels,
             "repairs": list(self.best.repairs),
             "trained": self.best.trained,
             "metric": {
@@ -146,6 +147,7 @@ def _trial_record(number: int, trial: Trial) -> dict[str, Any]:
         "stage": trial.stage,
         "method": trial.method,
         "rows": trial.rows,
+        "channels": trial.channels,
         "repairs": list(trial.repairs),
         "trained": trial.trained,
         "kept_float": list(trial.kept_float),
@@ -173,7 +175,8 @@ def stage_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[S
 def summary(result: Result) -> str:
     """What was done and why it stopped, in one paragraph."""
     goal, verdict, best = result.goal, result.verdict, result.best
-    made = ["scales of rows"] * best.rows + [name.replace("_", " ") for name in best.repairs]
+    made = ["scales of rows"] * best.rows + ["one scale a tensor"] * (not best.channels)
+    made += [name.replace("_", " ") for name in best.repairs]
     made += ["training"] * best.trained
     kept = f", {', '.join(made)}" if made else ""
     kept += f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""

@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 from itertools import islice
 
 from octavo.network.partial import layers
-from octavo.network.plan import Plan
+from octavo.network.plan import Plan, Quantizer
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
 from octavo.workflow.search import Prefer, Search
 from octavo.workflow.study import Trial
-from octavo.workflow.trial import Candidate, candidate_of, fitted, quantized, with_rows
+from octavo.workflow.trial import Candidate, candidate_of, fitted, placed, quantized
 
 PAPER_METHODS = ("max", "entropy", "99.99", "99.999")
 MORE_METHODS = ("99.9", "99.9999", "mse")
@@ -36,6 +36,24 @@ def calibration(search: Search) -> None:
 def more_calibration(search: Search) -> None:
     """Stage a, continued: the percentiles further out, and least squares."""
     search.measure([Candidate(method=method) for method in MORE_METHODS], "ptq_more")
+
+
+def tensor(search: Search) -> None:
+    """Stage a, continued: one scale a tensor where the target has one for each channel of some (§3.2).
+
+    A channel that few samples excite has a range that others leave: the best method first, and if it is better so, all.
+    """
+    best, context = search.best(), search.context
+    if best is None or not any(q.scheme.axis is not None for q in activations(context.plan)):
+        return
+    (trial,) = search.measure([replace(candidate_of(best), channels=False)], "tensor")
+    if not search.settles(trial) and _better(search, trial, best):
+        search.measure([Candidate(method=method, channels=False) for method in PAPER_METHODS], "tensor")
+
+
+def activations(plan: Plan) -> list[Quantizer]:
+    """The quantizers of what the data decides, on fixed scales."""
+    return [quantizer for quantizer in plan.quantizers if not quantizer.constant and not quantizer.scheme.rows]
 
 
 def repairs(search: Search) -> None:
@@ -65,8 +83,9 @@ def rows(search: Search) -> None:
     best, context = search.best(), search.context
     if best is None or context.plan.target.rows:
         return
-    if mostly_rows(with_rows(context)[0]):
-        search.measure([Candidate(method=best.method, rows=True)], "rows")
+    candidate = Candidate(method=best.method, rows=True, channels=best.channels)
+    if mostly_rows(placed(context, candidate)[0]):
+        search.measure([candidate], "rows")
 
 
 def mostly_rows(plan: Plan) -> bool:
@@ -165,6 +184,7 @@ def _in_order(kept: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
 STAGES: Mapping[str, Stage] = {
     "ptq": calibration,
     "ptq_more": more_calibration,
+    "tensor": tensor,
     "repair": repairs,
     "rows": rows,
     "partial": partial,

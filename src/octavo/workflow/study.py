@@ -28,22 +28,24 @@ from octavo.errors import QuantizationError
 from octavo.machine import versions_of
 
 APPLICATION = int.from_bytes(b"Octv", "big")  # in the file's header: tells a study from another program's database
-SCHEMA = 4
+SCHEMA = 5
 TABLES = (
     """CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, stage TEXT NOT NULL, method TEXT NOT NULL,
     engine TEXT NOT NULL, repairs TEXT NOT NULL, trained INTEGER NOT NULL, kept_float TEXT NOT NULL,
     metric REAL NOT NULL, scores BLOB, abandoned INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL,
     versions TEXT NOT NULL, model TEXT NOT NULL, data TEXT NOT NULL, rules TEXT NOT NULL,
-    rows INTEGER NOT NULL DEFAULT 0)""",
+    rows INTEGER NOT NULL DEFAULT 0, channels INTEGER NOT NULL DEFAULT 1)""",
     "CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB NOT NULL)",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {SCHEMA}",
 )
 # What an earlier schema lacks.
-_STAGE, _NOW = "ALTER TABLE trials RENAME COLUMN rung TO stage", f"PRAGMA user_version = {SCHEMA}"
+_CHANNELS = ("ALTER TABLE trials ADD COLUMN channels INTEGER NOT NULL DEFAULT 1", f"PRAGMA user_version = {SCHEMA}")
+_STAGE = ("ALTER TABLE trials RENAME COLUMN rung TO stage", *_CHANNELS)
 UPDATES = {
-    2: ("ALTER TABLE trials ADD COLUMN rows INTEGER NOT NULL DEFAULT 0", _STAGE, _NOW),
-    3: (_STAGE, _NOW),
+    2: ("ALTER TABLE trials ADD COLUMN rows INTEGER NOT NULL DEFAULT 0", *_STAGE),
+    3: _STAGE,
+    4: _CHANNELS,
 }
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class Trial:
 
     key          what determines the result: `trial_key`
     rows         whether linears and matmuls read every row on a scale of its own
+    channels     whether depthwise convolutions read a scale for each channel, where the target has that
     repairs      names in REPAIRS, in the order in which they were made; trained: whether it was trained with rounding
     kept_float   layers left in float; `rules` placed the quantizers in all others
     scores       of the samples, float64 bit for bit; None where the metric is one number
@@ -80,6 +83,7 @@ class Trial:
     repairs: tuple[str, ...] = ()
     trained: bool = False
     rows: bool = False
+    channels: bool = True
     id: int | None = None
 
 
@@ -267,3 +271,4 @@ class _Row(BaseModel):
     data: StrictStr
     rules: Names
     rows: bool
+    channels: bool

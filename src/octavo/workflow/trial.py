@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,9 @@ from octavo.network.plan import Plan, make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows
+from octavo.numerics.channels import ChannelHistogram
+from octavo.numerics.histogram import Histogram
+from octavo.numerics.scheme import Scheme
 from octavo.recovery.repair import REPAIRS, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
@@ -41,6 +45,7 @@ class Candidate:
 
     method      of calibration, a key of METHODS
     rows        whether linears and matmuls read every row on a scale of its own, taken while the network runs
+    channels    whether depthwise convolutions read a scale for each channel, where the target has that
     repairs     names in REPAIRS, in the order in which they are made
     trained     whether it is then trained with rounding
     kept_float  layers left in float, in data-flow order
@@ -51,13 +56,14 @@ class Candidate:
     trained: bool = False
     kept_float: tuple[str, ...] = ()
     rows: bool = False
+    channels: bool = True
 
     def __str__(self) -> str:
         """As a person would say it."""
         repairs = "".join(f", {name.replace('_', ' ')}" for name in self.repairs)
         kept = f", {len(self.kept_float)} layers in float" if self.kept_float else ""
-        rows = ", scales of rows" if self.rows else ""
-        return f"{self.method} calibration{rows}{repairs}{', trained' if self.trained else ''}{kept}"
+        scales = ", scales of rows" * self.rows + ", one scale a tensor" * (not self.channels)
+        return f"{self.method} calibration{scales}{repairs}{', trained' if self.trained else ''}{kept}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,20 +126,32 @@ def _made(context: Context, candidate: Candidate) -> Quantized:
     if candidate.repairs:
         net = quantized(context, replace(candidate, repairs=candidate.repairs[:-1]))
         return repair(net, context.batches, candidate.repairs[-1:])
-    plan, stats = with_rows(context) if candidate.rows else (context.plan, context.stats)
-    return choose_params(plan, stats, candidate.method)
+    return choose_params(*placed(context, candidate), candidate.method)
 
 
-def with_rows(context: Context) -> tuple[Plan, Stats]:
-    """The plan with scales of rows, and what calibration saw of what it still rounds on fixed ones.
+def placed(context: Context, candidate: Candidate) -> tuple[Plan, Stats]:
+    """The plan with the scales where `candidate` has them, and what calibration saw of what it rounds on fixed ones.
 
-    A tensor that a product and another operation read was seen once, for both.
+    Nothing is observed anew: histograms of channels add up to their tensor's, to 0.4 % (`ChannelHistogram.whole`).
     """
-    plan = make_plan(context.graph, context.plan.rules, target=by_rows(context.plan.target))
+    target = context.plan.target if candidate.channels else replace(context.plan.target, channels=False)
+    target = by_rows(target) if candidate.rows else target
+    if target == context.plan.target:
+        return context.plan, context.stats
+    plan = make_plan(context.graph, context.plan.rules, target=target)
     seen = {site.name: q.name for q in context.plan.quantizers for site in q.sites}
     fixed = [quantizer for quantizer in plan.quantizers if not quantizer.constant and not quantizer.scheme.rows]
-    found = {q.name: context.stats[seen[q.sites[0].name]] for q in fixed}
+    found = {}
+    for quantizer in fixed:
+        names = dict.fromkeys(seen[site.name] for site in quantizer.sites)  # of one quantizer, or of several
+        found[quantizer.name] = _together(quantizer.scheme, [context.stats[name] for name in names])
     return plan, Stats(MappingProxyType(found), context.stats.samples)
+
+
+def _together(scheme: Scheme, seen: Sequence[Histogram | ChannelHistogram]) -> Histogram | ChannelHistogram:
+    if scheme.axis is not None:
+        return seen[0]
+    return reduce(Histogram.merge, (one.whole() if isinstance(one, ChannelHistogram) else one for one in seen))
 
 
 def weights_of(context: Context, candidate: Candidate) -> bytes | None:
@@ -172,6 +190,7 @@ def candidate_of(trial: Trial) -> Candidate:
         trained=trial.trained,
         kept_float=trial.kept_float,
         rows=trial.rows,
+        channels=trial.channels,
     )
 
 
@@ -190,6 +209,7 @@ def key_of(context: Context, candidate: Candidate) -> str:
         kept_float=sorted(candidate.kept_float),
         goal=repr(context.goal),  # decides which candidates are abandoned half-way
         **({"rows": True} if candidate.rows else {}),
+        **({} if candidate.channels else {"channels": False}),
     )
 
 
@@ -220,6 +240,7 @@ def measure(context: Context, candidate: Candidate, stage: str) -> Trial:
         data=context.data,
         rules=tuple(map(str, context.plan.rules)),
         rows=candidate.rows,
+        channels=candidate.channels,
     )
 
 
