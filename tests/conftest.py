@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
-from octavo.network.plan import make_plan
+from octavo.network.marker import Mark, marks
+from octavo.network.plan import Plan, make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING
 from octavo.network.target import CPU_FACTOR, CPU_WEIGHT, Target, target_named
@@ -59,6 +60,12 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Non
     """A fixture that several tests share has a seed of its own too, whichever of them asks for it first."""
     if fixturedef.scope != "function":
         seeded(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
+def edges(plan: Plan, site: str) -> list[Mark]:
+    """Who reads what through the quantizer that serves `site`."""
+    name = next(q.name for q in plan.quantizers if site in [one.name for one in q.sites])
+    return [mark for mark in marks(plan.marked) if mark.name == name]
 
 
 def runs_here(target: str | Target) -> Target:

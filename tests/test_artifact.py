@@ -18,7 +18,7 @@ import octavo
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
-from octavo.network.origin import origin_of
+from octavo.network.quantized import origin_of
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme
 from octavo.saved.artifact import read

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 import octavo
-from conftest import BasicBlock
+from conftest import BasicBlock, edges
 from octavo.engines import available, target_for
 from octavo.engines.check import DRAWS, ENOUGH_DB, LEAST_DB, agreement, moved, nearness, ran, simulated
 from octavo.engines.reference import compile_reference
 from octavo.network.edit import attribute
 from octavo.network.graph import clone
-from octavo.network.origin import origin_of
-from octavo.network.quantized import on_graph
+from octavo.network.quantized import on_graph, origin_of
 from octavo.network.samples import SAMPLES, Samples
 from octavo.saved.calls import packed, unpacked
 
@@ -183,7 +182,7 @@ def wrongly(params, layer, factor):
     """The network whose weight of `layer`, and the unit of its integers, are `factor` times what they should be."""
     quantizer = next(q for q in params.plan.quantizers if q.constant and q.sites[0].layer == layer)
     other = clone(params.graph)
-    node = next(node for node in other.module.graph.nodes if node.name == quantizer.edges[0].source)
+    node = next(node for node in other.module.graph.nodes if node.name == edges(params.plan, quantizer.name)[0].source)
     attribute(other.module, node).data.mul_(factor)
     scale = params.values[quantizer.name].scale * (abs(factor) or 1)
     values = {**params.values, quantizer.name: replace(params.values[quantizer.name], scale=scale)}

@@ -15,7 +15,7 @@ from octavo.engines.check import simulated
 from octavo.engines.faults import EngineFaultError
 from octavo.engines.reference import compile_reference
 from octavo.errors import QuantizationError
-from octavo.network.origin import origin_of
+from octavo.network.quantized import origin_of
 from octavo.saved.artifact import read
 from octavo.saved.container import read_container, write_container
 from test_check import wrongly

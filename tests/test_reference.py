@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from octavo.engines import reference
-from octavo.engines.reference import Integers, Quantize, accumulate, compile_reference
+from octavo.engines.reference import Integers, accumulate, compile_reference, integers
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
@@ -130,9 +130,9 @@ def test_overflow_names_the_layer(calibrated) -> None:
 
 def test_quantize_centres_on_the_zero_point() -> None:
     params = params_from_range(-1.0, 1.55, AFFINE_UINT8)  # steps of 0.01; zero is 100
-    integers = Quantize(params)(torch.tensor([-9.0, -1.0, 0.0, 0.01, 1.55, 9.0]))
-    assert integers.centred.tolist() == [-100, -100, 0, 1, 155, 155]
-    assert integers.centred.dtype == torch.int32
+    found = integers(torch.tensor([-9.0, -1.0, 0.0, 0.01, 1.55, 9.0]), params)
+    assert found.centred.tolist() == [-100, -100, 0, 1, 155, 155]
+    assert found.centred.dtype == torch.int32
 
 
 def test_one_layer_by_hand(calibrated) -> None:
@@ -396,8 +396,8 @@ def test_dequantized_integers_are_the_quantized_values() -> None:
     for scheme in (Scheme(), AFFINE_UINT8, Scheme(axis=1), Scheme(axis=-1, block=2), Scheme(axis=0, symmetric=False)):
         x = torch.randn(3, 4)
         params = params_from_tensor(x, scheme)
-        integers = Quantize(params)(x)
-        assert isinstance(integers, Integers)
-        difference = (reference._to_float(integers) - x).abs()
+        found = integers(x, params)
+        assert isinstance(found, Integers)
+        difference = (reference._to_float(found) - x).abs()
         assert float(difference.max()) <= 0.5001 * float(params.scale.max())
         assert math.isfinite(float(difference.sum()))

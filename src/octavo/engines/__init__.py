@@ -13,8 +13,7 @@ from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
 from octavo.network.operations import is_factor
-from octavo.network.origin import Network, Origin, remember
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Network, Origin, Quantized, remember
 from octavo.network.target import TARGETS, Target
 
 SAFE_WEIGHT = 63  # 2 · 255 · 63 < 2¹⁵

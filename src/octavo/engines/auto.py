@@ -18,8 +18,7 @@ from octavo.errors import QuantizationError
 from octavo.measure import Latencies, latency_ms
 from octavo.network.device import on_cpu
 from octavo.network.graph import network_inputs
-from octavo.network.origin import Network
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Network, Quantized
 
 AUTO = "auto"
 

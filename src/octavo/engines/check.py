@@ -16,19 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.errors import reason
 from octavo.network.export import without_autocast
 from octavo.network.graph import device_of
-from octavo.network.insert import MakeModule, insert
-from octavo.network.origin import Network
-from octavo.network.plan import Quantizer
-from octavo.network.quantized import Quantized
+from octavo.network.marker import Rounded
+from octavo.network.quantized import Network, Quantized
 from octavo.network.samples import Call
-from octavo.network.simulate import FakeQuantize
-from octavo.numerics.affine import QParams
+from octavo.numerics.affine import round_by
 from octavo.numerics.broadcast import steps_beside
 from octavo.numerics.decibels import decibels
 
@@ -129,44 +125,39 @@ def _nearness(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 # ---- the simulation, and the same with its values moved
 
 
-class Moved(FakeQuantize):
-    """Rounds what was moved by a random part of a step, up to `near_tie`, first."""
-
-    def __init__(self, params: QParams, near_tie: float, source: torch.Generator) -> None:
-        super().__init__(params)
-        self.near_tie, self.source = near_tie, source
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x, rounded to another integer than by the simulation where that is nearly as near."""
-        part = 2 * torch.rand(x.shape, generator=self.source).to(x) - 1
-        return super().forward(x + part * self.near_tie * steps_beside(x, self.scale, self.scheme).to(x))
-
-
 def simulated(net: Quantized, calls: Sequence[Call]) -> Outputs:
     """What the simulation returns for `calls`."""
-    return ran(_inserted(net, lambda quantizer: FakeQuantize(net.values[quantizer.name])), calls)
+    return _rounded(net, lambda name, x: round_by(x, net.values[name]), calls)
 
 
 def moved(net: Quantized, calls: Sequence[Call], near_tie: float) -> Iterator[Outputs]:
-    """The same, DRAWS times, with every activation moved by up to `near_tie` steps before it is rounded."""
+    """The same, DRAWS times, with every activation moved by up to `near_tie` steps before it is rounded.
+
+    It is rounded to another integer than by the simulation where that is nearly as near.
+    """
+    weights = {quantizer.name for quantizer in net.plan.quantizers if quantizer.constant}
     for draw in range(DRAWS):
         source = torch.Generator().manual_seed(draw)
 
-        def make(quantizer: Quantizer, source: torch.Generator = source) -> nn.Module:
-            values = net.values[quantizer.name]
-            return FakeQuantize(values) if quantizer.constant else Moved(values, near_tie, source)
+        def at(name: str, x: Tensor, source: torch.Generator = source) -> Tensor:
+            params = net.values[name]
+            if name not in weights:
+                part = 2 * torch.rand(x.shape, generator=source).to(x) - 1
+                x = x + part * near_tie * steps_beside(x, params.scale.to(x.device), params.scheme).to(x)
+            return round_by(x, params)
 
-        yield ran(_inserted(net, make), calls)
-
-
-def _inserted(net: Quantized, make: MakeModule) -> GraphModule:
-    """The graph of `net` with these modules, on its own device; it shares the parameters."""
-    return insert(net.plan, lambda quantizer: make(quantizer).to(net.graph.device), own_parameters=False)
+        yield _rounded(net, at, calls)
 
 
-def ran(model: Network, calls: Sequence[Call]) -> Outputs:
-    """What `model` returns for `calls`, which it gets on its own device and as tensors of its own."""
-    device = (device_of(model) if isinstance(model, nn.Module) else None) or "cpu"
+def _rounded(net: Quantized, at: Callable[[str, Tensor], Tensor], calls: Sequence[Call]) -> Outputs:
+    """What the network returns, on its own device, with `at` wherever it rounds."""
+    marked = net.plan.marked
+    return ran(Rounded(marked.module, marked.example_kwargs, at), calls, device=marked.device)
+
+
+def ran(model: Network, calls: Sequence[Call], *, device: torch.device | None = None) -> Outputs:
+    """What `model` returns for `calls`, which it gets on its own device (or `device`) and as tensors of its own."""
+    device = device or (device_of(model) if isinstance(model, nn.Module) else None) or torch.device("cpu")
 
     def own(leaf: Any) -> Any:
         return leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf

@@ -17,8 +17,7 @@ from octavo.errors import QuantizationError
 from octavo.files import write
 from octavo.network.device import on_cpu
 from octavo.network.graph import Graph
-from octavo.network.origin import Network
-from octavo.network.quantized import Quantized, target_of
+from octavo.network.quantized import Network, Quantized, target_of
 from octavo.network.samples import calls_of
 
 LOG = logging.getLogger("octavo")

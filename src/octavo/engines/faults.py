@@ -15,13 +15,13 @@ from torch.fx import Node
 
 from octavo import engines
 from octavo.engines.check import ENOUGH_DB, SLACK_DB, Agreement, Outputs, agreement, moved, nearness, ran, simulated
-from octavo.engines.sites import returning_sites, sources_of
+from octavo.engines.sites import returning_sites, rounded_at
 from octavo.errors import QuantizationError
 from octavo.network.device import on_cpu
-from octavo.network.origin import Network, Origin, remember
+from octavo.network.marker import quantizer_of, source_of
 from octavo.network.partial import keep_float, layers, layers_of_nodes
 from octavo.network.plan import Plan
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Network, Origin, Quantized, remember
 from octavo.network.samples import Call, calls_of
 
 ROUNDS = 4
@@ -117,12 +117,12 @@ def _suspects(net: Quantized, engine: str, calls: Sequence[Call], near_tie: floa
     An engine may fuse less while it also returns what it rounds, so it may be right here and wrong without.
     """
     nodes = {node.name: node for node in net.graph.module.graph.nodes}
-    read = {name: (source, q) for q in net.plan.quantizers for name, source in sources_of(q).items()}
+    layer = {quantizer.name: quantizer.sites[0].layer for quantizer in net.plan.quantizers}
     where = _first_deviating(net, engine, calls, near_tie)
     if where is None:
         return _made_by(list(nodes.values())[-1], net.plan)
-    source, quantizer = read[where]
-    return _made_by(nodes[source], net.plan) or {quantizer.sites[0].layer}
+    marker = rounded_at(net.plan, net.plan.marked)[where]
+    return _made_by(nodes[source_of(marker).name], net.plan) or {layer[quantizer_of(marker)]}
 
 
 def _made_by(node: Node, plan: Plan) -> set[str]:

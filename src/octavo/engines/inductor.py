@@ -18,7 +18,7 @@ from octavo.arguments import checked
 from octavo.engines import target_for
 from octavo.engines.execution import Execution
 from octavo.engines.lowering import lower
-from octavo.engines.lowering.build import Lowering, Marker
+from octavo.engines.lowering.build import Lowering
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
@@ -29,7 +29,6 @@ from octavo.files import built
 from octavo.machine import has_avx512_vnni
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
-from octavo.network.insert import insert
 from octavo.network.operations import operation
 from octavo.network.plan import layer_names
 from octavo.network.quantized import Quantized, graph_of
@@ -71,9 +70,8 @@ def lowered(net: Quantized) -> tuple[GraphModule, dict[str, Execution]]:
     layers = layer_names(net.graph, net.plan.target)
     if not has_avx512_vnni():  # for which our kernels of rows are written
         net = with_rows_scaled(net)
-    values = net.values
-    module = insert(net.plan, lambda q: Marker(q, values[q.name]), own_parameters=False)
-    lowering = Lowering(module, layers)
+    module = copy_module(net.plan.marked.module, own_parameters=False)
+    lowering = Lowering(module, layers, net.values)
     for node in module.graph.nodes:
         lower(lowering, node)
     lowering.graph.set_codegen(module.graph._codegen)

@@ -1,6 +1,6 @@
 """The interchange: one ONNX model with QuantizeLinear and DequantizeLinear around every quantized operation.
 
-    planned graph ─▶ a module at every quantizer that stands for its ONNX operators ─▶ torch.export ─▶ ONNX
+    planned graph ─▶ a module at every marker that stands for its ONNX operators ─▶ torch.export ─▶ ONNX
 
 Weights are int8 initializers, so the file is about a quarter of the float one. Engines read the pairs as an order to
 compute on integers what lies between them; what they do not fuse they compute in float, with the same result.
@@ -30,7 +30,7 @@ from octavo.files import replaced
 from octavo.network.device import on_cpu
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
-from octavo.network.insert import insert
+from octavo.network.marker import sources, with_modules
 from octavo.network.operations import OPERATIONS
 from octavo.network.plan import Quantizer, layer_names
 from octavo.network.quantized import Quantized, graph_of, target_of
@@ -77,18 +77,19 @@ def _with_onnx_operators(net: Quantized | Graph) -> GraphModule:
 
 
 def _with_pairs(net: Quantized) -> GraphModule:
-    """A copy of the graph's module with a module that stands for ONNX operators at every quantizer."""
-    values, constants = net.values, {n.name: n for n in net.graph.module.graph.nodes if n.op == "get_attr"}
+    """A copy of the graph's module that calls a module that stands for ONNX operators wherever it rounds."""
+    marked, rounded = net.plan.marked, sources(net.plan.marked)
 
-    def make(quantizer: Quantizer) -> nn.Module:
-        if not quantizer.constant and quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
-            return RoundedInFloat(values[quantizer.name])
-        if not quantizer.constant:
-            return Activation(values[quantizer.name], as_uint8=_wants_uint8(quantizer, net))
-        weight = attribute(net.graph.module, constants[quantizer.edges[0].source])
-        return quantized_weight(weight, values[quantizer.name])
+    def operators(quantizer: Quantizer) -> nn.Module:
+        params = net.values[quantizer.name]
+        if quantizer.constant:
+            return quantized_weight(attribute(marked.module, rounded[quantizer.name][0]), params)
+        if quantizer.scheme.axis is not None and not _at_convolutions(quantizer):
+            return RoundedInFloat(params)
+        return Activation(params, as_uint8=_wants_uint8(quantizer, net))
 
-    return insert(net.plan, make, own_parameters=False)
+    modules = {quantizer.name: operators(quantizer) for quantizer in net.plan.quantizers}
+    return with_modules(marked, modules, own_parameters=False)
 
 
 def _wants_uint8(quantizer: Quantizer, net: Quantized) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx import ops
 
-from octavo.network.insert import Rounding
+from octavo.network.simulate import FakeQuantize
 from octavo.numerics.affine import QParams, quantize
 from octavo.numerics.broadcast import beside, broadcast_along
 
@@ -55,7 +55,7 @@ class Activation(nn.Module):
         return torch.minimum(torch.maximum(x, low), high)
 
 
-class RoundedInFloat(Rounding):
+class RoundedInFloat(FakeQuantize):
     """x rounded on a grid that no reader has kernels for, a scale for each row or head say, by float operators.
 
     A pair around a product would be an order to fuse it, which OpenVINO 2026.4 and ONNX Runtime 1.32 then refuse.
@@ -75,7 +75,7 @@ def _clip_bounds(params: QParams) -> tuple[Tensor, Tensor] | None:
 
 
 class DequantizedWeight(nn.Module):
-    """A constant, stored in integers; the input that `insert` gives it, the float weight, is not read.
+    """A constant, stored in integers; the input that it is called with, the float weight, is not read.
 
     integers    [...] int8 or uint8
     scale       [], [channels], or integers.shape with one entry a block

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.engines.execution import Execution
-from octavo.network.origin import origin_of
 from octavo.network.plan import Coverage
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Quantized, origin_of
 
 
 @dataclass(frozen=True, kw_only=True)

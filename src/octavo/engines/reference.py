@@ -14,20 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves
+from torch.fx import GraphModule, Node
 
 from octavo.arguments import checked
 from octavo.engines.execution import Execution
 from octavo.engines.signature import Compiled
 from octavo.errors import QuantizationError, naming
 from octavo.network.edit import layer_of
-from octavo.network.graph import device_of
+from octavo.network.graph import clone, device_of
 from octavo.network.inputs import Inputs
-from octavo.network.insert import Rounding, insert
+from octavo.network.marker import Rounded, is_marker
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
-from octavo.network.plan import Quantizer, compute_heavy
+from octavo.network.plan import compute_heavy
 from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams, dequantize, params_from_tensor, quantize
 from octavo.numerics.broadcast import beside, broadcast_along
@@ -53,44 +52,32 @@ class Integers:
         return beside(self.params.scale, self.params.scheme, self.centred.ndim)
 
 
-class Quantize(Rounding):
-    """Real values in, `Integers` out."""
-
-    @property
-    def params(self) -> QParams:
-        return QParams(scale=self.scale, zero_point=self.zero_point, scheme=self.scheme)
-
-    def forward(self, x: Tensor) -> Integers:
-        params = params_from_tensor(x, self.scheme) if self.scheme.rows else self.params
-        return Integers(centred=_centred(quantize(x, params), params), params=params)
+def integers(x: Tensor, params: QParams) -> Integers:
+    """Real values as integers: what stands at a marker of the plan."""
+    params = params_from_tensor(x, params.scheme) if params.scheme.rows else params
+    return Integers(centred=_centred(quantize(x, params), params), params=params)
 
 
 @checked
 def compile_reference(net: Quantized) -> "ReferenceModel":
     """`net` executed on integers; called like the user's model, on any device."""
-
-    def make(quantizer: Quantizer) -> nn.Module:
-        return Quantize(net.values[quantizer.name])
-
-    module = insert(net.plan, make)
-    layers = compute_heavy(net.graph, net.plan.target)
-    executions = {layers[node.name]: _execution(module, node) for node in module.graph.nodes if node.name in layers}
-    return ReferenceModel(module, tuple(net.graph.example_kwargs), net.graph.inputs, executions)
+    marked = clone(net.plan.marked)
+    layers, nodes = compute_heavy(net.graph, net.plan.target), marked.module.graph.nodes
+    executions = {layers[node.name]: _execution(node) for node in nodes if node.name in layers}
+    return ReferenceModel(marked.module, tuple(marked.example_kwargs), dict(net.values), net.graph.inputs, executions)
 
 
-def _execution(module: GraphModule, node: Node) -> Execution:
+def _execution(node: Node) -> Execution:
     """How `run_node` below runs `node`."""
-    on_integers = node.target in KERNELS and all(_gives_integers(module, source) for source in node.args[:2])
+    on_integers = node.target in KERNELS and all(_gives_integers(source) for source in node.args[:2])
     kernel, arithmetic = str(node.target).split(".")[1], "i8" if on_integers else "f32"
     return Execution(kernel=kernel, precision=arithmetic, implementation=f"torch_{arithmetic}")
 
 
-def _gives_integers(module: GraphModule, source: Any) -> bool:
+def _gives_integers(source: Any) -> bool:
     if not isinstance(source, Node):
         return False
-    if source.op == "call_module":
-        return isinstance(module.get_submodule(str(source.target)), Quantize)
-    return preserves_values(source) and any(_gives_integers(module, one) for one in source.all_input_nodes)
+    return is_marker(source) or (preserves_values(source) and any(map(_gives_integers, source.all_input_nodes)))
 
 
 class ReferenceModel(Compiled, nn.Module):
@@ -100,11 +87,13 @@ class ReferenceModel(Compiled, nn.Module):
         self,
         module: GraphModule,
         keywords: tuple[str, ...],
+        values: dict[str, QParams],
         inputs: Inputs,
         executions: dict[str, Execution],
     ) -> None:
         super().__init__()
-        self.module, self.keywords, self.inputs, self._executions = module, keywords, inputs, executions
+        self.module, self.keywords, self.values, self.inputs = module, keywords, values, inputs
+        self._executions = executions
 
     def executions(self) -> dict[str, Execution]:
         """{user's layer: how it runs} for every compute-heavy operation."""
@@ -113,21 +102,16 @@ class ReferenceModel(Compiled, nn.Module):
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.inputs.check(args, kwargs, device=device_of(self.module))
-        inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
-        out = _IntegerInterpreter(self.module).run(*inputs, enable_io_processing=False)
-        return self.module.graph.process_outputs(out)
+        at = _IntegerInterpreter(self.module, self.keywords, lambda name, x: integers(x, self.values[name]))
+        return at(*args, **kwargs)
 
 
-class _IntegerInterpreter(Interpreter):
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
-        self.extra_traceback = False  # our errors name the site themselves
-
+class _IntegerInterpreter(Rounded):
     def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return torch.fx.node.map_aggregate(args[0], _to_float)
 
     def run_node(self, n: Node) -> Any:
-        if n.op != "call_function":
+        if n.op != "call_function" or is_marker(n):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         kernel = KERNELS.get(n.target)

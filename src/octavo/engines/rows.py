@@ -7,7 +7,6 @@ The scale of a row is a factor of every sum along it (Wu et al. 2020, §3.2), so
 and put back after.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -15,16 +14,17 @@ import torch
 from torch.fx import Node
 
 from octavo.network.edit import argument, copy_module, emit, set_argument, shape
-from octavo.network.graph import Graph
+from octavo.network.marker import markers, source_of
 from octavo.network.operations import operands
-from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized
-from octavo.network.share import Edge
 from octavo.numerics.affine import QParams
 from octavo.numerics.rows import along
 from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
 
 aten = torch.ops.aten
+
+# {who reads rows: {the marker that it reads: (the scales of its rows, the axis along which they lie)}}
+Scales = dict[Node, dict[Node, tuple[Node, int]]]
 
 
 def with_rows_scaled(net: Quantized) -> Quantized:
@@ -34,16 +34,19 @@ def with_rows_scaled(net: Quantized) -> Quantized:
     """
     if not any(quantizer.scheme.rows for quantizer in net.plan.quantizers):
         return net
-    own = replace(net.graph, module=copy_module(net.graph.module, own_parameters=False))
-    rewrite = _Rewrite(own)
-    quantizers = [rewrite.divided(q) if q.scheme.rows else q for q in net.plan.quantizers]
-    rewrite.multiply()
-    own.module.graph.lint()
-    own.module.recompile()
+    own = replace(net.plan.marked, module=copy_module(net.plan.marked.module, own_parameters=False))
     unsigned = not net.plan.target.activation.signed
     units = {q.name: _units(q.scheme, unsigned=unsigned) for q in net.plan.quantizers if q.scheme.rows}
-    quantizers = [rewrite.moved(replace(q, scheme=units[q.name].scheme) if q.name in units else q) for q in quantizers]
-    plan = replace(net.plan, graph=own, quantizers=tuple(quantizers))
+    scales: Scales = {}
+    for name, found in markers(own).items():
+        for marker in found if name in units else ():
+            _divide(marker, net.values[name].scheme, scales)
+    for node, read in scales.items():
+        _multiply(node, read)
+    own.module.graph.lint()
+    own.module.recompile()
+    quantizers = tuple(replace(q, scheme=units[q.name].scheme) if q.name in units else q for q in net.plan.quantizers)
+    plan = replace(net.plan, marked=own, quantizers=quantizers)
     return replace(net, plan=plan, values=MappingProxyType({**net.values, **units}))
 
 
@@ -56,66 +59,33 @@ def _units(scheme: Scheme, *, unsigned: bool) -> QParams:
     return QParams(scale=torch.ones(()), zero_point=torch.tensor(zero, dtype=torch.int32), scheme=one)
 
 
-class _Rewrite:
-    """The graph while it is rewritten.
+def _divide(marker: Node, scheme: Scheme, scales: Scales) -> None:
+    """Let `marker` round its tensor divided by the scales of its rows, and note those for the products that read it.
 
-    scales  {who reads rows: {what it read: (their scale, the axis along which they lie)}}
-    ends    {name of an operation: name of the node that now returns what it returned}
+    Any other reader gets it multiplied again at once.
     """
+    source, axis = source_of(marker), along(scheme)
+    scale = _scale(marker, source, axis, scheme.qmax)
+    unit = emit(marker, aten.mul.Tensor, source, emit(marker, aten.reciprocal.default, scale))
+    marker.replace_input_with(source, unit)
+    for reader in list(marker.users):
+        if any(operand.source is marker and operand.along is not None for operand in operands(reader)):
+            scales.setdefault(reader, {})[marker] = (scale, axis)
+        else:
+            reader.replace_input_with(marker, emit(reader, aten.mul.Tensor, marker, scale))
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph.module.graph
-        self.nodes = {node.name: node for node in self.graph.nodes}
-        self.order = {node: number for number, node in enumerate(self.graph.nodes)}
-        self.scales: dict[Node, dict[Node, tuple[Node, int]]] = {}
-        self.ends: dict[str, str] = {}
 
-    def divided(self, quantizer: Quantizer) -> Quantizer:
-        """`quantizer` reading its tensors divided by their scales."""
-        edges: list[Edge] = []
-        for name in dict.fromkeys(edge.source for edge in quantizer.edges):
-            source = self.nodes[name]
-            readers = [self.nodes[edge.user] for edge in quantizer.edges if edge.source == name]
-            first = min(readers, key=self.order.__getitem__)
-            axis = along(quantizer.scheme)
-            scale = _scale(first, source, axis, quantizer.scheme.qmax)
-            unit = emit(first, aten.mul.Tensor, source, emit(first, aten.reciprocal.default, scale))
-            for reader in readers:
-                edges.append(Edge(source=unit.name, user=self._reader(reader, source, unit, scale, axis).name))
-        return replace(quantizer, edges=tuple(edges))
-
-    def _reader(self, reader: Node, source: Node, unit: Node, scale: Node, axis: int) -> Node:
-        """Who reads `unit` where `reader` read `source`: itself, or what multiplies it again at once."""
-        if any(operand.source is source and operand.along is not None for operand in operands(reader)):
-            self.scales.setdefault(reader, {})[unit] = (scale, axis)
-            reader.replace_input_with(source, unit)
-            return reader
-        product = emit(reader, aten.mul.Tensor, unit, scale)
-        reader.replace_input_with(source, product)
-        return product
-
-    def multiply(self) -> None:
-        """Multiply what operations return by the scales of what they read; biases are added after that."""
-        for node, scales in self.scales.items():
-            after, found = node.next, node
-            readers = list(node.users)
-            for unit, (scale, axis) in scales.items():
-                found = emit(after, aten.mul.Tensor, found, _beside_result(after, node, unit, scale, axis))
-            bias = argument(node, "bias") if node.target is aten.linear.default else None
-            if bias is not None:
-                set_argument(node, "bias", None)
-                found = emit(after, aten.add.Tensor, found, bias)
-            for reader in readers:
-                reader.replace_input_with(node, found)
-            self.ends[node.name] = found.name
-
-    def moved(self, quantizer: Quantizer) -> Quantizer:
-        """`quantizer` reading what now returns what it read."""
-        return replace(quantizer, edges=tuple(self._moved(quantizer)))
-
-    def _moved(self, quantizer: Quantizer) -> Iterator[Edge]:
-        for edge in quantizer.edges:
-            yield replace(edge, source=self.ends.get(edge.source, edge.source))
+def _multiply(node: Node, read: dict[Node, tuple[Node, int]]) -> None:
+    """Multiply what `node` returns by the scales of what it reads; its bias is added after that."""
+    after, found, readers = node.next, node, list(node.users)
+    for scale, axis in read.values():
+        found = emit(after, aten.mul.Tensor, found, _beside_result(after, node, scale, axis))
+    bias = argument(node, "bias") if node.target is aten.linear.default else None
+    if bias is not None:
+        set_argument(node, "bias", None)
+        found = emit(after, aten.add.Tensor, found, bias)
+    for reader in readers:
+        reader.replace_input_with(node, found)
 
 
 def _scale(like: Node, source: Node, axis: int, qmax: int) -> Node:
@@ -124,7 +94,7 @@ def _scale(like: Node, source: Node, axis: int, qmax: int) -> Node:
     return emit(like, aten.clamp_min.default, emit(like, aten.div.Tensor, most, float(qmax)), SMALLEST_SCALE)
 
 
-def _beside_result(like: Node, node: Node, unit: Node, scale: Node, axis: int) -> Node:
+def _beside_result(like: Node, node: Node, scale: Node, axis: int) -> Node:
     """`scale` of what `node` reads, beside what it returns: of a product with a vector, the result has an axis less."""
     read = [operand for operand in node.args[:2] if isinstance(operand, Node)]
     if node.target is aten.matmul.default and any(len(shape(operand)) == 1 for operand in read):

@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 
 from octavo.engines.signature import codegen_returning, tree_info
 from octavo.network.edit import copy_module
-from octavo.network.plan import Quantizer
+from octavo.network.graph import Graph
+from octavo.network.marker import markers, quantizer_of, source_of
+from octavo.network.plan import Plan
 from octavo.network.quantized import Quantized
-from octavo.network.share import Edge
 from octavo.numerics.affine import QParams
 from octavo.numerics.broadcast import steps_beside
 
@@ -22,32 +23,27 @@ Step = Callable[[Tensor], Tensor]  # what was rounded at a site → the real val
 def returning_sites(net: Quantized) -> tuple[Quantized, dict[str, Step]]:
     """`net` returning {"output": as before, "sites": {name: value}}, and {name: its step}.
 
-    The output of the network is one more reader of every quantized activation, so each engine returns, by its own
-    means, the values that it rounded. What the network returns in float already is left out.
+    The output of the network reads the markers of all activations, too, so each engine returns, by its own means, the
+    values that it rounded. What the network returns in float already is left out.
     """
-    module = copy_module(net.graph.module, own_parameters=False)
-    nodes = {node.name: node for node in module.graph.nodes}
+    marked = replace(net.plan.marked, module=copy_module(net.plan.marked.module, own_parameters=False))
+    module = marked.module
     (output,) = module.graph.find_nodes(op="output")
     returned = list(output.args[0])
     extra: dict[str, Node] = {}
-    steps: dict[str, Step] = {}
-    quantizers = []
-    for quantizer in net.plan.quantizers:
-        sources = {name: nodes[source] for name, source in sources_of(quantizer).items()}
-        seen = {*returned, *extra.values()}  # a tensor may be rounded twice, for different readers: the first is shown
-        sources = {name: source for name, source in sources.items() if source not in seen}
-        extra |= sources
-        steps |= dict.fromkeys(sources, partial(_step, net.values[quantizer.name]))
-        edges = tuple(Edge(source=source.name, user=output.name) for source in sources.values())
-        quantizers.append(replace(quantizer, edges=(*quantizer.edges, *edges)))
+    shown = set(returned)  # a tensor may be rounded twice, for different readers: the first is shown
+    for name, marker in rounded_at(net.plan, marked).items():
+        if source_of(marker) not in shown:
+            extra[name] = marker
+            shown.add(source_of(marker))
+    steps: dict[str, Step] = {name: partial(_step, net.values[quantizer_of(marker)]) for name, marker in extra.items()}
     inner = tree_unflatten(range(len(returned)), tree_info(module).out_spec)
     spec = tree_structure({"output": inner, "sites": dict.fromkeys(extra, 0)})
     output.args = ([*returned, *extra.values()],)
     module._out_spec = spec
     module.graph.set_codegen(codegen_returning(module, spec))
     module.recompile()
-    plan = replace(net.plan, graph=replace(net.graph, module=module), quantizers=tuple(quantizers))
-    return replace(net, plan=plan), steps
+    return replace(net, plan=replace(net.plan, marked=marked)), steps
 
 
 def _step(params: QParams, rounded: Tensor) -> Tensor:
@@ -55,7 +51,15 @@ def _step(params: QParams, rounded: Tensor) -> Tensor:
     return steps_beside(rounded, params.scale, params.scheme)
 
 
-def sources_of(quantizer: Quantizer) -> dict[str, str]:
-    """{name of the site: node whose value is rounded there}; none for a weight, several for tensors that are joined."""
-    sources = [] if quantizer.constant else list(dict.fromkeys(edge.source for edge in quantizer.edges))
-    return {f"{quantizer.name}#{n}" if n else quantizer.name: source for n, source in enumerate(sources)}
+def rounded_at(plan: Plan, marked: Graph) -> dict[str, Node]:
+    """{name of the site: marker} of all activations, in the order of the plan; several for tensors that are joined.
+
+    marked  the graph of `plan`, or a copy of it
+    """
+    found = markers(marked)
+    return {
+        f"{quantizer.name}#{number}" if number else quantizer.name: marker
+        for quantizer in plan.quantizers
+        if not quantizer.constant
+        for number, marker in enumerate(found[quantizer.name])
+    }

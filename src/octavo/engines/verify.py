@@ -18,8 +18,7 @@ from octavo.engines.sites import Step, returning_sites
 from octavo.errors import QuantizationError
 from octavo.measure import leaf_pairs
 from octavo.network.graph import call_arguments, network_inputs
-from octavo.network.origin import SIMULATION, Network, origin_of
-from octavo.network.quantized import Quantized, graph_of
+from octavo.network.quantized import SIMULATION, Network, Quantized, graph_of, origin_of
 from octavo.network.simulate import simulate
 from octavo.numerics.decibels import decibels
 

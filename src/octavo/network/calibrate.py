@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from octavo.arguments import checked
@@ -17,9 +17,9 @@ from octavo.network.channels import ranges_of_channels
 from octavo.network.edit import attribute
 from octavo.network.export import without_autocast
 from octavo.network.graph import Graph, network_inputs
-from octavo.network.insert import insert
 from octavo.network.join import joined
 from octavo.network.lobe import WHY, with_lobe
+from octavo.network.marker import Rounded, sources
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.ranks import by_first, merged_over_ranks, together
@@ -55,18 +55,6 @@ class Stats(Mapping[str, Histogram | ChannelHistogram]):
         return Stats, (dict(self.histograms), self.samples)
 
 
-class _Observer(nn.Module):
-    """Counts what passes through, and passes it on."""
-
-    def __init__(self, name: str, histogram: Histogram | ChannelHistogram) -> None:
-        super().__init__()
-        self.name, self.histogram = name, histogram
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.histogram.update(x, site=self.name)
-        return x
-
-
 @checked
 def observe(plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> Stats:
     """{quantizer: histogram of every value it saw}, and a few inputs: one pass over `batches` serves every method.
@@ -82,10 +70,12 @@ def observe(plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> St
         quantizer.name: _nothing_seen(quantizer.scheme) for quantizer in plan.quantizers if not quantizer.constant
     }
 
-    def make(quantizer: Quantizer) -> nn.Module:
-        return nn.Identity() if quantizer.constant else _Observer(quantizer.name, histograms[quantizer.name])
+    def count(name: str, x: Tensor) -> Tensor:
+        if name in histograms:
+            histograms[name].update(x, site=name)
+        return x
 
-    watched, samples = insert(plan, make, own_parameters=False), Samples(plan.graph)
+    watched, samples = Rounded(plan.marked.module, plan.marked.example_kwargs, count), Samples(plan.graph)
     total = len(batches) if isinstance(batches, Sized) else None
     seen = 0
     with together():
@@ -108,7 +98,7 @@ def _nothing_seen(scheme: Scheme) -> Histogram | ChannelHistogram:
     return Histogram() if scheme.axis is None or scheme.rows else ChannelHistogram(scheme.axis)
 
 
-def _run(graph: Graph, watched: nn.Module, batch: Any, number: int, samples: Samples) -> None:
+def _run(graph: Graph, watched: Rounded, batch: Any, number: int, samples: Samples) -> None:
     try:
         args, kwargs = network_inputs(graph, batch)
         samples.show(args, kwargs)
@@ -137,14 +127,15 @@ def choose_params(
             that its scheme cannot represent
     """
     choose = method(by) if isinstance(by, str) else by
-    nodes = {node.name: node for node in plan.graph.module.graph.nodes}
+    rounded, nodes = sources(plan.marked), {node.name: node for node in plan.graph.module.graph.nodes}
+    read = {site.name: rounded[quantizer.name] for quantizer in plan.quantizers for site in quantizer.sites}
     notes: dict[str, str] = {}
 
     def of_one(quantizer: Quantizer, histogram: Histogram) -> Range:
         """The range of a tensor, or of one of its channels."""
         scheme = replace(quantizer.scheme, axis=None)
         low, high = choose(histogram, scheme)
-        found = with_lobe(quantizer, nodes, histogram, scheme, (low, high))
+        found = with_lobe([one for site in quantizer.sites for one in read[site.name]], histogram, scheme, (low, high))
         if found != (low, high):
             notes.setdefault(quantizer.name, f"{quantizer.name}: range ends at {found[1]:.3g}, not {high:.3g}: {WHY}")
         return found
@@ -158,7 +149,7 @@ def choose_params(
     for quantizer in plan.quantizers:
         with naming(quantizer.name):
             if quantizer.constant:
-                weight = attribute(plan.graph.module, nodes[quantizer.edges[0].source])
+                weight = attribute(plan.graph.module, rounded[quantizer.name][0])
                 values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
             elif quantizer.scheme.rows:
                 values[quantizer.name] = params_of_rows(quantizer.scheme)

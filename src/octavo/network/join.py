@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
+from torch.fx import Node
+
+from octavo.network.marker import renamed, sources
 from octavo.network.plan import Plan, Quantizer
 from octavo.network.target import Target
 from octavo.numerics.affine import QParams
@@ -33,7 +36,17 @@ def joined(
     ranges  the scale of a quantizer for what was seen
     """
     quantizers, found = {q.name: q for q in plan.quantizers}, dict(values)
-    for family in _families(plan):
+    names: dict[str, str] = {}
+    rounded = {name: set(nodes) for name, nodes in sources(plan.marked).items()}
+
+    def unite(members: Sequence[Quantizer], whole: Quantizer, scale: QParams) -> None:
+        for member in members:
+            del quantizers[member.name], found[member.name]
+            names[member.name] = whole.name
+        quantizers[whole.name], found[whole.name] = whole, scale
+        rounded[whole.name] = {source for member in members for source in rounded[member.name]}
+
+    for family in _families(plan, rounded):
         members = list(family)
         while len(members) > 1:
             whole = together(members, _widest(members, plan.target))
@@ -41,40 +54,37 @@ def joined(
             shared = ranges(whole, histogram)
             fitting = [one for one in members if float(shared.scale) <= COARSEST * float(values[one.name].scale)]
             if len(fitting) == len(members):
-                for member in members:
-                    del quantizers[member.name], found[member.name]
-                quantizers[whole.name], found[whole.name] = whole, shared
+                unite(members, whole, shared)
                 break
             members = fitting
     one_scale = list(plan.coverage.per_tensor)
-    for whole, channels in _pairs(list(quantizers.values()), plan.target):
+    for whole, channels in _pairs(list(quantizers.values()), rounded, plan.target):
         steps = found[whole.name].scale.double() / found[channels.name].scale.double()
         if float(steps.square().mean()) <= APART**2:
-            del quantizers[channels.name], found[channels.name]
-            quantizers[whole.name] = together([quantizers[whole.name], channels], whole.scheme)  # it may have others
+            both = [quantizers[whole.name], channels]  # it may have taken in others already
+            unite(both, together(both, whole.scheme), found[whole.name])
             one_scale += [site.layer for site in channels.sites]
     order = {q.name: number for number, q in enumerate(plan.quantizers)}
     rest = sorted(quantizers.values(), key=lambda q: order[q.name])
     coverage = replace(plan.coverage, per_tensor=tuple(one_scale))
-    return replace(plan, quantizers=tuple(rest), coverage=coverage), {q.name: found[q.name] for q in rest}
+    plan = replace(plan, marked=renamed(plan.marked, names), quantizers=tuple(rest), coverage=coverage)
+    return plan, {q.name: found[q.name] for q in rest}
 
 
 def together(members: Sequence[Quantizer], scheme: Scheme) -> Quantizer:
     """One quantizer in the place of all `members`."""
-    edges = dict.fromkeys(edge for member in members for edge in member.edges)
-    sites = tuple(site for member in members for site in member.sites)
-    return replace(members[0], scheme=scheme, edges=tuple(edges), sites=sites)
+    return replace(members[0], scheme=scheme, sites=tuple(site for member in members for site in member.sites))
 
 
-def _families(plan: Plan) -> Iterator[list[Quantizer]]:
+def _families(plan: Plan, rounded: Mapping[str, set[Node]]) -> Iterator[list[Quantizer]]:
     """The quantizers of activations that have a tensor in common, directly or by others, and could have one scheme."""
     activations = [q for q in plan.quantizers if not q.constant and q.scheme.axis is None and not q.scheme.rows]
-    first: dict[tuple[str, Scheme], int] = {}  # {(tensor, scheme): the first that reads it}
+    first: dict[tuple[Node, Scheme], int] = {}  # {(tensor, scheme): the first that reads it}
     family = list(range(len(activations)))
     for number, quantizer in enumerate(activations):
         asked = _asked_for(quantizer.scheme, plan.target)
-        for edge in quantizer.edges:
-            other = _root(family, first.setdefault((edge.source, asked), number))
+        for source in rounded[quantizer.name]:
+            other = _root(family, first.setdefault((source, asked), number))
             family[max(other, _root(family, number))] = min(other, _root(family, number))
     families: dict[int, list[Quantizer]] = {}
     for number, quantizer in enumerate(activations):
@@ -82,14 +92,16 @@ def _families(plan: Plan) -> Iterator[list[Quantizer]]:
     yield from (members for members in families.values() if len(members) > 1)
 
 
-def _pairs(quantizers: Sequence[Quantizer], target: Target) -> Iterator[tuple[Quantizer, Quantizer]]:
+def _pairs(
+    quantizers: Sequence[Quantizer], rounded: Mapping[str, set[Node]], target: Target
+) -> Iterator[tuple[Quantizer, Quantizer]]:
     """(one with a scale for the tensor, one with a scale for each channel) that round the same, and could be one."""
     activations = [one for one in quantizers if not one.constant and not one.scheme.rows]
     for channels in (one for one in activations if one.scheme.axis is not None):
-        sources, asked = {edge.source for edge in channels.edges}, replace(channels.scheme, axis=None)
+        asked = replace(channels.scheme, axis=None)
         for whole in activations:
             one = _asked_for(whole.scheme, target) == _asked_for(asked, target)
-            if one and sources <= {edge.source for edge in whole.edges}:
+            if one and rounded[channels.name] <= rounded[whole.name]:
                 yield whole, channels
                 break
 

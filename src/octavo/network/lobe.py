@@ -6,12 +6,11 @@ smaller the histogram says: of the values below zero and of those above, each ha
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from torch.fx import Node
 
 from octavo.network.operations import NEGATIVE_LOBE
-from octavo.network.plan import Quantizer
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.losses import error_of_halves
 from octavo.numerics.ranges import Range, candidates
@@ -21,17 +20,16 @@ INTEGERS = 2  # that the part below zero must reach, or the range is looked at
 WHY = f"the activation's part below zero would be less than {INTEGERS} integers"
 
 
-def with_lobe(
-    quantizer: Quantizer, nodes: Mapping[str, Node], histogram: Histogram, scheme: Scheme, found: Range
-) -> Range:
+def with_lobe(sources: Iterable[Node], histogram: Histogram, scheme: Scheme, found: Range) -> Range:
     """`found`, the range of `histogram`; or a shorter one of less error, if its lobe is rounded away.
 
-    scheme  per tensor: the histogram may be that of one channel of `quantizer`
+    sources  what has this range
+    scheme   per tensor: the histogram may be that of one channel
     """
     low, high = found
     if histogram.minimum >= 0:  # a channel that has no part below zero
         return found
-    lobes = [NEGATIVE_LOBE.get(nodes[edge.source].target, math.inf) for edge in quantizer.edges]
+    lobes = [NEGATIVE_LOBE.get(source.target, math.inf) for source in sources]
     step = max(abs(low), abs(high)) / scheme.qmax if scheme.symmetric else (high - low) / (scheme.qmax - scheme.qmin)
     if scheme.bits < 8 or max(lobes) >= INTEGERS * step:
         return found

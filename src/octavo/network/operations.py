@@ -155,7 +155,7 @@ def float_only(node: Node) -> str | None:
         return FLOAT_ONLY[node.target]
     library = getattr(node.target, "namespace", "aten")
     weights = [source for source in node.all_input_nodes if is_constant(source) and source.meta["val"].ndim > 1]
-    if library in ("aten", "prims", "prim") or not any(w.meta["val"].is_floating_point() for w in weights):
+    if library in ("aten", "prims", "prim", "octavo") or not any(w.meta["val"].is_floating_point() for w in weights):
         return None
     return f"{str(node.target).removesuffix('.default')} has no integer form"
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from octavo.errors import QuantizationError
 from octavo.network.join import together
+from octavo.network.marker import renamed
 from octavo.network.operations import OUTPUT
 from octavo.network.plan import Plan, Quantizer, make_plan
 from octavo.network.quantized import Quantized
@@ -74,7 +75,9 @@ def _with_scales_of(net: Quantized, plan: Plan) -> Quantized:
         parts.setdefault(full[part.sites[0]].name, []).append(part)
     quantizers = tuple(together(own, full[own[0].sites[0]].scheme) for own in parts.values())
     values = {part.name: net.values[full[part.sites[0]].name] for part in quantizers}
-    return replace(net, plan=replace(plan, quantizers=quantizers), values=MappingProxyType(values))
+    names = {part.name: own[0].name for own in parts.values() for part in own}
+    plan = replace(plan, marked=renamed(plan.marked, names), quantizers=quantizers)
+    return replace(net, plan=plan, values=MappingProxyType(values))
 
 
 def _check_known(names: Collection[str], order: Sequence[str]) -> None:

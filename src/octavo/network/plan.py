@@ -1,12 +1,14 @@
 """Placement: which tensors of a captured network are quantized, and by which scheme (Wu et al. 2020, §4).
 
-operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced tensor, shared by all its readers
+operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced tensor, shared by all its readers ─▶ marked graph
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
+from typing import Any
 
 from torch.fx import Node
 
@@ -14,6 +16,7 @@ from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
+from octavo.network.marker import Mark, with_markers, without_markers
 from octavo.network.operations import (
     OUTPUT,
     Operand,
@@ -27,7 +30,7 @@ from octavo.network.outputs import output_operands
 from octavo.network.residual import residual_operands
 from octavo.network.rule import EVERYTHING, Rule, Site, decide
 from octavo.network.schemes import is_convolved, is_own, scheme_of
-from octavo.network.share import Edge, Read, shared_reads
+from octavo.network.share import shared
 from octavo.network.signs import never_negative
 from octavo.network.target import Target, target_named
 from octavo.numerics.scheme import Scheme
@@ -35,19 +38,17 @@ from octavo.numerics.scheme import Scheme
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """One scale and zero-point, and where they apply.
+    """One scale and zero-point. Where they apply, the markers of the plan say.
 
     name      the name of its first site
     scheme    how the tensor is represented
     constant  whether it quantizes a weight, known before any data is seen
-    edges     who reads the quantized value of what
     sites     the operands that it serves
     """
 
     name: str
     scheme: Scheme
     constant: bool
-    edges: tuple[Edge, ...]
     sites: tuple[Site, ...]
 
 
@@ -85,16 +86,25 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every quantizer of a network, in the order of the data flow. Names of quantizers are unique.
+    """A network with a marker wherever a tensor is rounded, and the quantizers that the markers name.
 
-    graph  the network
+    marked      the network: see `octavo.network.marker`
+    quantizers  in the order of the data flow; their names are unique
     """
 
-    graph: Graph = field(repr=False, compare=False)
+    marked: Graph = field(repr=False, compare=False)
     target: Target
     rules: tuple[Rule, ...]
     quantizers: tuple[Quantizer, ...]
     coverage: Coverage
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The float network."""
+        return without_markers(self.marked)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "graph"}
 
 
 @checked
@@ -126,8 +136,13 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
             + "".join(f" ({kept.site}: {kept.reason})" for kept in coverage.kept_float[:1]),
             remedy='end the rules with Rule("*"), or capture a network with convolutions, linears or matmuls',
         )
+    quantizers, marks = _quantizers(chosen, target)
     return Plan(
-        graph=graph, target=target, rules=tuple(rules), quantizers=_quantizers(chosen, target), coverage=coverage
+        marked=with_markers(graph, marks),
+        target=target,
+        rules=tuple(rules),
+        quantizers=quantizers,
+        coverage=coverage,
     )
 
 
@@ -206,21 +221,18 @@ def _layer(node: Node, name: str) -> str:
     return f"{caller}.{name}" if caller else name
 
 
-def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[Quantizer, ...]:
-    reads = [
-        Read(site=site, node=operand.node, source=operand.source, scheme=scheme) for site, operand, scheme in chosen
-    ]
-    quantizers = []
-    positive = never_negative(chosen[0][1].node.graph.nodes)
-    for group in shared_reads(reads):
-        scheme, constant = group.scheme, all(source.op == "get_attr" for source in group.sources)
-        unsigned = target.nonnegative
-        if unsigned is not None and is_own(scheme, target) and positive.issuperset(group.sources):
+def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[tuple[Quantizer, ...], list[Mark]]:
+    """(every quantizer, where they stand)."""
+    quantizers, marks = [], []
+    positive, unsigned = never_negative(chosen[0][1].node.graph.nodes), target.nonnegative
+    for members, path in shared([(operand, scheme) for _, operand, scheme in chosen]):
+        sites, scheme = tuple(chosen[member][0] for member in members), chosen[members[0]][2]
+        constant = all(source.op == "get_attr" for source, _ in path)
+        if unsigned is not None and is_own(scheme, target) and positive.issuperset(source for source, _ in path):
             scheme = replace(unsigned, bits=scheme.bits, axis=scheme.axis, rows=scheme.rows)
-        quantizers.append(
-            Quantizer(name=group.sites[0].name, scheme=scheme, constant=constant, edges=group.edges, sites=group.sites)
-        )
-    return tuple(quantizers)
+        quantizers.append(Quantizer(name=sites[0].name, scheme=scheme, constant=constant, sites=sites))
+        marks += [Mark(sites[0].name, source.name, user.name) for source, user in path]
+    return tuple(quantizers), marks
 
 
 def _coverage(

@@ -1,17 +1,18 @@
 """The quantized network: a plan, and the scale and zero-point of all that it rounds.
 
 It is what is simulated, compiled, repaired, trained, saved and exported. Each of these returns a new one, or a network
-that runs; none changes what it is given.
+that runs and remembers it; none changes what it is given.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
+from octavo.network.marker import marks, with_markers
 from octavo.network.plan import Coverage, Plan
 from octavo.network.samples import Call
 from octavo.network.target import TARGETS, Target
@@ -65,9 +66,9 @@ def _quantized(plan: Plan, values: dict[str, QParams], method: str, notes: Any, 
 
 
 def on_graph(net: Quantized, graph: Graph, values: Mapping[str, QParams] | None = None) -> Quantized:
-    """`net` on `graph`, whose operations have the names that the plan knows, with other `values` if there are some."""
+    """`net` on a float network whose operations have the names of its own, with other `values` if there are some."""
     own = net.values if values is None else MappingProxyType(dict(values))
-    return replace(net, plan=replace(net.plan, graph=graph), values=own)
+    return replace(net, plan=replace(net.plan, marked=with_markers(graph, marks(net.plan.marked))), values=own)
 
 
 def graph_of(net: Quantized | Graph) -> Graph:
@@ -78,3 +79,29 @@ def graph_of(net: Quantized | Graph) -> Graph:
 def target_of(net: Quantized | Graph) -> Target:
     """What the network was planned for; a float one for nothing, and all that is compute-heavy counts."""
     return TARGETS["paper"] if isinstance(net, Graph) else net.plan.target
+
+
+SIMULATION = "simulation"
+TRAINING = "training"
+Network = Callable[..., Any]  # whatever is called like the user's model
+Kept = TypeVar("Kept", bound=Network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a network that runs was made from, quantized or as it was captured, and the engine, or `SIMULATION`."""
+
+    net: Quantized | Graph
+    engine: str
+
+
+def remember(model: Kept, origin: Origin) -> Kept:
+    """`model`, whose origin `origin_of` knows from now on."""
+    vars(model)["origin"] = origin
+    return model
+
+
+def origin_of(model: Network) -> Origin | None:
+    """The origin of what `compile` or `simulate` returned; None for any other callable."""
+    found = getattr(model, "origin", None)
+    return found if isinstance(found, Origin) else None

@@ -8,71 +8,34 @@ the float value.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.fx import Node
 
-from octavo.network.operations import TAKES_A_PART, keeps_axis, preserves_values
-from octavo.network.rule import Site
+from octavo.network.operations import TAKES_A_PART, Operand, keeps_axis, preserves_values
 from octavo.numerics.scheme import Scheme
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edge:
-    """`user` reads the quantized value of `source`: names of graph nodes."""
-
-    source: str
-    user: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """`node` reads `source`, quantized by `scheme`, at `site`."""
-
-    site: Site
-    node: Node
-    source: Node
-    scheme: Scheme
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Reads that share one scale: the tensors they read, where those are produced, and the edges to redirect."""
-
-    scheme: Scheme
-    sources: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-    sites: tuple[Site, ...]
-
 
 _Key = tuple[object, Scheme]
 _Path = tuple[tuple[Node, Node], ...]  # (where a tensor is produced, who reads it there)
 
 
-def shared_reads(reads: Sequence[Read]) -> list[Group]:
-    """The reads, grouped by the tensors that they share, in the order of their first read."""
-    wanted = {(read.source, read.node): read.scheme for read in reads}
-    crossed = {scheme: _crossed(_nodes(reads), scheme, wanted) for scheme in {read.scheme for read in reads}}
-    paths = [crossed[read.scheme].get(read.source, ((read.source, read.node),)) for read in reads]
+def shared(reads: Sequence[tuple[Operand, Scheme]]) -> list[tuple[list[int], _Path]]:
+    """[(reads that share a scale, by number; where the tensors are produced that they read, and who reads them there)].
+
+    In the order of their first read.
+    """
+    wanted = {(operand.source, operand.node): scheme for operand, scheme in reads}
+    nodes = list(reads[0][0].node.graph.nodes) if reads else []
+    crossed = {scheme: _crossed(nodes, scheme, wanted) for _, scheme in reads}
+    paths = [crossed[scheme].get(operand.source, ((operand.source, operand.node),)) for operand, scheme in reads]
     parents: dict[_Key, _Key] = {}
-    for read, path in zip(reads, paths, strict=True):
-        for edge in path:  # what two reads are handed over by one edge is rounded once
-            parents[_root(parents, (edge, read.scheme))] = _root(parents, _key(path, read.scheme))
+    for (_, scheme), path in zip(reads, paths, strict=True):
+        for pair in path:  # what two reads are handed over together is rounded once
+            parents[_root(parents, (pair, scheme))] = _root(parents, _key(path, scheme))
     groups: dict[_Key, list[int]] = {}
-    for index, (read, path) in enumerate(zip(reads, paths, strict=True)):
-        groups.setdefault(_root(parents, _key(path, read.scheme)), []).append(index)
-    return [_group([reads[i] for i in members], [paths[i] for i in members]) for members in groups.values()]
-
-
-def _group(reads: list[Read], paths: list[_Path]) -> Group:
-    pairs = dict.fromkeys(pair for path in paths for pair in path)
-    return Group(
-        scheme=reads[0].scheme,
-        sources=tuple(dict.fromkeys(source for source, _ in pairs)),
-        edges=tuple(Edge(source=source.name, user=user.name) for source, user in pairs),
-        sites=tuple(read.site for read in reads),
-    )
+    for number, ((_, scheme), path) in enumerate(zip(reads, paths, strict=True)):
+        groups.setdefault(_root(parents, _key(path, scheme)), []).append(number)
+    return [(own, tuple(dict.fromkeys(pair for number in own for pair in paths[number]))) for own in groups.values()]
 
 
 def _key(path: _Path, scheme: Scheme) -> _Key:
@@ -84,10 +47,6 @@ def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:
     while parents.setdefault(key, key) != key:
         parents[key] = key = parents[parents[key]]  # halves the way for whoever comes next
     return key
-
-
-def _nodes(reads: Sequence[Read]) -> list[Node]:
-    return list(reads[0].node.graph.nodes) if reads else []
 
 
 def _crossed(nodes: Sequence[Node], scheme: Scheme, wanted: Mapping[tuple[Node, Node], Scheme]) -> dict[Node, _Path]:

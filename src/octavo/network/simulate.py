@@ -12,15 +12,22 @@ from torch.fx import GraphModule
 from octavo.arguments import checked
 from octavo.network.graph import Graph, device_of
 from octavo.network.inputs import Inputs
-from octavo.network.insert import Rounding, insert
-from octavo.network.origin import SIMULATION, Origin, remember
-from octavo.network.plan import Quantizer
-from octavo.network.quantized import Quantized
-from octavo.numerics.affine import round_through
+from octavo.network.marker import with_modules
+from octavo.network.quantized import SIMULATION, Origin, Quantized, remember
+from octavo.numerics.affine import QParams, round_through
 
 
-class FakeQuantize(Rounding):
+class FakeQuantize(nn.Module):
     """dequantize(quantize(x)) with ATen's operators, whose gradient is the straight-through estimator (§5.2)."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, params: QParams) -> None:
+        super().__init__()
+        self.scheme = params.scheme
+        self.register_buffer("scale", params.scale.clone())
+        self.register_buffer("zero_point", params.zero_point.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return round_through(x, self.scale, self.zero_point, self.scheme)
@@ -35,11 +42,11 @@ def simulate(net: Quantized) -> GraphModule:
 
     It computes in float and is slower than the float model: use it to score and to train, and time `compile`'s result.
     """
-
-    def make(quantizer: Quantizer) -> nn.Module:
-        return FakeQuantize(net.values[quantizer.name]).to(net.graph.device)
-
-    module = insert(net.plan, make)
+    device = net.graph.device
+    roundings = {
+        quantizer.name: FakeQuantize(net.values[quantizer.name]).to(device) for quantizer in net.plan.quantizers
+    }
+    module = with_modules(net.plan.marked, roundings)
     vars(module)["extra_repr"] = _purpose
     check_calls(module, net.graph)
     copy_by(module, simulate, net)

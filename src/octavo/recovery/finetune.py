@@ -27,8 +27,7 @@ from octavo.former import field_of_old
 from octavo.machine import versions_of
 from octavo.network.digest import digest_of_batch, digest_of_tensors, source_of
 from octavo.network.graph import network_inputs
-from octavo.network.origin import TRAINING, Origin, origin_of
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import TRAINING, Origin, Quantized, origin_of
 from octavo.network.ranks import by_first, is_first
 from octavo.network.simulate import simulate
 from octavo.recovery.accelerated import Feed, MakeOptimizer, accelerated, batches_of, everywhere, prepared

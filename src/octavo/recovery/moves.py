@@ -17,10 +17,11 @@ from torch.fx import Node
 
 from octavo.network.calibrate import choose_params, method_of, observe
 from octavo.network.graph import Graph, clone
+from octavo.network.marker import is_marker, quantizer_of, source_of
 from octavo.network.plan import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.ranks import gathered, together
-from octavo.network.simulate import simulate
+from octavo.numerics.affine import round_by
 from octavo.recovery.lockstep import held_out, relative_error
 from octavo.recovery.stepwise import Values, call, run
 
@@ -105,9 +106,8 @@ class _Judge:
         divided = {name: by for move in moves for name, by in move.divided.items()}
         network, names = 0.0, list(self.wanted[0][1])
         layers = [0.0] * len(names)
-        module = replace(net.graph, module=simulate(net))
         for batch, (returned, outputs) in zip(self.heard, self.wanted, strict=True):
-            found, values = _values(module, batch, outputs.keys())
+            found, values = _values(net, batch, outputs.keys())
             network += relative_error(returned, found)
             for number, name in enumerate(names):
                 layers[number] += relative_error([outputs[name]], [values[name] * divided.get(name, 1.0)])
@@ -153,16 +153,16 @@ def _moved(net: Quantized, batches: Iterable[Any], moves: Sequence[Move]) -> Qua
     return replace(chosen, notes=(*kept, *chosen.notes))
 
 
-def _values(graph: Graph, batch: Any, names: Iterable[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _values(net: Quantized | Graph, batch: Any, names: Iterable[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """(the real numbers that the network returns, what these layers do) for one batch."""
 
     def call_one(node: Node, values: Values) -> Any:
-        if node.op == "call_module":  # a rounding of the simulation
-            return graph.module.get_submodule(str(node.target))(values[node.args[0]])  # type: ignore[index]
+        if isinstance(net, Quantized) and is_marker(node):
+            return round_by(values[source_of(node)], net.values[quantizer_of(node)])
         return call(node, values)
 
     with torch.no_grad():
-        known = run(graph, batch, call_one)
+        known = run(net.plan.marked if isinstance(net, Quantized) else net, batch, call_one)
     by_name = {node.name: value for node, value in known.items()}
     leaves = by_name["output"]
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], {n: by_name[n] for n in names}

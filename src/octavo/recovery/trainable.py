@@ -14,17 +14,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute, copy_module
-from octavo.network.graph import PASSES, Graph
-from octavo.network.insert import insert, place
-from octavo.network.origin import TRAINING, Origin, remember
+from octavo.network.graph import PASSES
+from octavo.network.marker import places, sources, with_modules
 from octavo.network.plan import Plan, Quantizer, make_plan
-from octavo.network.quantized import Quantized, on_graph
+from octavo.network.quantized import TRAINING, Origin, Quantized, on_graph, remember
 from octavo.network.simulate import FakeQuantize, check_calls, copy_by
 from octavo.numerics.affine import QParams, params_from_tensor, round_through
 from octavo.numerics.scheme import SMALLEST_SCALE, Scheme
@@ -111,14 +110,14 @@ def trainable(net: Quantized, *, weights: Weights = "follow", ranges: Ranges = "
              are hardly better than calibrated ones that stay (§5.2)
     """
 
-    def make(quantizer: Quantizer) -> nn.Module:
+    def rounding(quantizer: Quantizer) -> nn.Module:
         chosen = net.values[quantizer.name]
         if quantizer.constant and weights == "follow":
             return FollowingWeight(quantizer.scheme)
         learned = not quantizer.constant and not quantizer.scheme.rows and ranges == "learned"
         return (LearnedRange(chosen) if learned else FakeQuantize(chosen)).to(net.graph.device)
 
-    module = insert(net.plan, make)
+    module = with_modules(net.plan.marked, {quantizer.name: rounding(quantizer) for quantizer in net.plan.quantizers})
     _enliven(module)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -150,9 +149,10 @@ def trained(net: Quantized, module: nn.Module) -> Quantized:
     """
     own = copy_module(net.graph.module)
     state = module.state_dict()
-    places = [place(net.graph, index, quantizer) for index, quantizer in enumerate(net.plan.quantizers)]
+    paths = places(net.plan.marked, [quantizer.name for quantizer in net.plan.quantizers])
     known = {name for name, _ in module.named_modules()}
-    lacking = [name for name in own.state_dict() if name not in state] + [name for name in places if name not in known]
+    lacking = [name for name in own.state_dict() if name not in state]
+    lacking += [path for path in paths.values() if path not in known]
     if lacking:
         raise QuantizationError(
             asked="take the parameters of a trained module",
@@ -163,20 +163,15 @@ def trained(net: Quantized, module: nn.Module) -> Quantized:
     for name, parameter in own.named_parameters():
         parameter.requires_grad_(net.graph.module.get_parameter(name).requires_grad)
     found = replace(net.graph, module=own)
-    values = dict(net.values)
-    for path, quantizer in zip(places, net.plan.quantizers, strict=True):
-        rounding = module.get_submodule(path)
+    values, read = dict(net.values), sources(net.plan.marked)
+    for quantizer in net.plan.quantizers:
+        rounding = module.get_submodule(paths[quantizer.name])
         if isinstance(rounding, FollowingWeight):
-            weight = _weight(found, quantizer)
+            weight = attribute(own, read[quantizer.name][0])
             values[quantizer.name] = params_from_tensor(weight.detach(), quantizer.scheme)
         elif isinstance(rounding, LearnedRange):
             values[quantizer.name] = rounding.params()
     return _folded(on_graph(net, found, values))
-
-
-def _weight(graph: Graph, quantizer: Quantizer) -> Tensor:
-    (node,) = (node for node in graph.module.graph.nodes if node.name == quantizer.edges[0].source)
-    return attribute(graph.module, node)
 
 
 def _folded(net: Quantized) -> Quantized:
@@ -186,18 +181,19 @@ def _folded(net: Quantized) -> Quantized:
     folded = replace(net.graph, module=copy_module(net.graph.module))
     PASSES["fold_batch_norm"](folded.module)
     plan = make_plan(folded, net.plan.rules, target=net.plan.target)
-    before = {quantizer.name: quantizer for quantizer in net.plan.quantizers}
+    before, after = sources(net.plan.marked), sources(plan.marked)
     _check_same(plan, before)
     values = dict(net.values)
     for quantizer in plan.quantizers:
         if quantizer.constant:
-            old, new = _weight(net.graph, before[quantizer.name]), _weight(folded, quantizer)
+            old = attribute(net.graph.module, before[quantizer.name][0])
+            new = attribute(folded.module, after[quantizer.name][0])
             if not torch.equal(old, new):
                 values[quantizer.name] = _grown(values[quantizer.name], old, new, quantizer.name)
     return replace(net, plan=plan, values=MappingProxyType(values))
 
 
-def _check_same(plan: Plan, before: Mapping[str, Quantizer]) -> None:
+def _check_same(plan: Plan, before: Mapping[str, list[Node]]) -> None:
     names = {quantizer.name for quantizer in plan.quantizers}
     if names != before.keys():
         raise QuantizationError(

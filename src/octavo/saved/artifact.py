@@ -28,9 +28,9 @@ from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError
 from octavo.machine import versions
 from octavo.network.device import on_cpu
-from octavo.network.origin import Network, origin_of
+from octavo.network.marker import is_marker, quantizer_of
 from octavo.network.plan import Plan
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Network, Quantized, origin_of
 from octavo.numerics.affine import QParams, quantize
 from octavo.saved.container import Manifest, check_free, read_container, write_container
 from octavo.saved.cost import LIMITS, Limits
@@ -131,11 +131,10 @@ def _store_tensors(net: Quantized, store: TensorStore) -> dict[str, StoredTensor
 
 def _quantizers_of_tensors(plan: Plan) -> dict[str, str]:
     """{tensor: the one quantizer through which all its readers see it}."""
-    of_edge = {(edge.source, edge.user): q.name for q in plan.quantizers if q.constant for edge in q.edges}
     seen: dict[str, set[str | None]] = {}
-    for node in plan.graph.module.graph.nodes:
+    for node in plan.marked.module.graph.nodes:
         if node.op == "get_attr":
-            readers = {of_edge.get((node.name, user.name)) for user in node.users}
+            readers = {quantizer_of(user) if is_marker(user) else None for user in node.users}
             seen.setdefault(str(node.target), set()).update(readers)
     found = {name: next(iter(readers)) for name, readers in seen.items() if len(readers) == 1}
     return {name: quantizer for name, quantizer in found.items() if quantizer is not None}

@@ -20,14 +20,15 @@ from octavo.engines.check import Outputs, agreement, moved, simulated
 from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import is_floating
-from octavo.network.graph import check_graph
+from octavo.network.graph import Graph, check_graph
+from octavo.network.marker import Mark, marks, sources, with_markers
 from octavo.network.plan import Coverage, Plan, Quantizer
 from octavo.network.quantized import Quantized
-from octavo.network.rule import Rule
+from octavo.network.rule import Rule, Site
 from octavo.network.samples import calls_of
-from octavo.network.share import Edge
 from octavo.network.target import Target
 from octavo.numerics.affine import QParams, dequantize
+from octavo.numerics.scheme import Scheme
 from octavo.saved.calls import CallRecord
 from octavo.saved.cost import RAISE, Limits, check_cost
 from octavo.saved.record import GraphRecord, InputRecord, graph_from
@@ -54,6 +55,27 @@ class StoredParams(BaseModel):
     zero_point: str
 
 
+class EdgeRecord(BaseModel):
+    """`user` reads the quantized value of `source`: names of graph nodes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    user: str
+
+
+class QuantizerRecord(BaseModel):
+    """A quantizer, and where it stands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    scheme: Scheme
+    constant: bool
+    edges: tuple[EdgeRecord, ...]
+    sites: tuple[Site, ...]
+
+
 class PlanRecord(BaseModel):
     """A plan without its graph."""
 
@@ -61,13 +83,22 @@ class PlanRecord(BaseModel):
 
     target: Target
     rules: tuple[Rule, ...]
-    quantizers: tuple[Quantizer, ...]
+    quantizers: tuple[QuantizerRecord, ...]
     coverage: Coverage
 
 
 def plan_record(plan: Plan) -> PlanRecord:
     """`plan` as data."""
-    return PlanRecord(target=plan.target, rules=plan.rules, quantizers=plan.quantizers, coverage=plan.coverage)
+    edges: dict[str, list[EdgeRecord]] = {}
+    for mark in marks(plan.marked):
+        edges.setdefault(mark.name, []).append(EdgeRecord(source=mark.source, user=mark.user))
+    quantizers = tuple(
+        QuantizerRecord(
+            name=one.name, scheme=one.scheme, constant=one.constant, edges=tuple(edges[one.name]), sites=one.sites
+        )
+        for one in plan.quantizers
+    )
+    return PlanRecord(target=plan.target, rules=plan.rules, quantizers=quantizers, coverage=plan.coverage)
 
 
 class NetworkRecord(BaseModel):
@@ -110,15 +141,32 @@ def network_of(
         raise refused("example", f"its example takes {example / 1e6:.3g} MB", RAISE)
     graph = graph_from(record.graph, real, operators=operators)
     check_graph(graph)
-    stated = record.plan
-    plan = Plan(
-        graph=graph,
+    plan = _plan(record.plan, graph)
+    return Quantized(plan=plan, values=values, method=record.method, notes=record.notes)
+
+
+def _plan(stated: PlanRecord, graph: Graph) -> Plan:
+    """The plan; QuantizationError if it names nodes that `graph` does not have, or that do not read what it says."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    for one in stated.quantizers:
+        seen = next(filter(None, (_misread(nodes, edge) for edge in one.edges)), None)
+        if not one.edges or not one.sites:
+            seen = "it rounds nothing"
+        elif seen is None and one.constant != all(nodes[edge.source].op == "get_attr" for edge in one.edges):
+            seen = f"what it rounds is {'not' if one.constant else 'nothing but'} parameters"
+        if seen is not None:
+            raise refused(one.name, seen)
+    found = [Mark(one.name, edge.source, edge.user) for one in stated.quantizers for edge in one.edges]
+    quantizers = tuple(
+        Quantizer(name=one.name, scheme=one.scheme, constant=one.constant, sites=one.sites) for one in stated.quantizers
+    )
+    return Plan(
+        marked=with_markers(graph, found),
         target=stated.target,
         rules=stated.rules,
-        quantizers=stated.quantizers,
+        quantizers=quantizers,
         coverage=stated.coverage,
     )
-    return Quantized(plan=plan, values=values, method=record.method, notes=record.notes)
 
 
 def _real(at: StoredTensor, tensors: Mapping[str, Tensor], values: Mapping[str, QParams]) -> Tensor:
@@ -135,7 +183,6 @@ def check_network(net: Quantized, limits: Limits) -> None:
     example or on one of the samples takes more than `limits`.
     """
     check_cost(net.graph.module, tree_leaves((net.graph.example_args, net.graph.example_kwargs)), limits, recorded=True)
-    _check_edges(net.plan)
     _check_scales(net)
     signature = signature_of(net.graph)
     for args, kwargs in net.samples:
@@ -143,18 +190,7 @@ def check_network(net: Quantized, limits: Limits) -> None:
         check_cost(net.graph.module, tree_leaves((args, kwargs)), limits, recorded=False)
 
 
-def _check_edges(plan: Plan) -> None:
-    """The plan names nodes that its graph has, and that read what it says."""
-    nodes = {node.name: node for node in plan.graph.module.graph.nodes}
-    for quantizer in plan.quantizers:
-        seen = next(filter(None, (_misread(nodes, edge) for edge in quantizer.edges)), None)
-        if seen is None and quantizer.constant != all(nodes[edge.source].op == "get_attr" for edge in quantizer.edges):
-            seen = f"what it rounds is {'not' if quantizer.constant else 'nothing but'} parameters"
-        if seen is not None:
-            raise refused(quantizer.name, seen)
-
-
-def _misread(nodes: Mapping[str, Node], edge: Edge) -> str | None:
+def _misread(nodes: Mapping[str, Node], edge: EdgeRecord) -> str | None:
     missing = {edge.source, edge.user} - nodes.keys()
     if missing:
         return f"the graph has no {min(missing)!r}"
@@ -165,17 +201,14 @@ def _misread(nodes: Mapping[str, Node], edge: Edge) -> str | None:
 
 def _check_scales(net: Quantized) -> None:
     """A scale for every channel that there is, no more and no fewer."""
-    nodes = {node.name: node for node in net.graph.module.graph.nodes}
+    rounded = sources(net.plan.marked)
     for quantizer in net.plan.quantizers:
-        if not quantizer.edges or not quantizer.sites:
-            raise refused(quantizer.name, "it rounds nothing")
-        for edge in quantizer.edges:
-            shape = nodes[edge.source].meta["val"].shape
-            scheme = quantizer.scheme
+        for source in rounded[quantizer.name]:
+            shape, scheme = source.meta["val"].shape, quantizer.scheme
             wanted = [] if scheme.rows else [int(size) for size in scheme.scale_shape(shape)]
             found = list(net.values[quantizer.name].scale.shape)
             if wanted != found:
-                raise refused(quantizer.name, f"it has scales {found}, where {edge.source} needs {wanted}")
+                raise refused(quantizer.name, f"it has scales {found}, where {source.name} needs {wanted}")
 
 
 def check_evidence(net: Quantized, stated: Outputs | None) -> Outputs:

@@ -25,9 +25,8 @@ from octavo.files import said_of, scratch, sweep, write
 from octavo.network.digest import digest_of_graph, source_of
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture
-from octavo.network.origin import origin_of
 from octavo.network.plan import make_plan
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Quantized, origin_of
 from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target

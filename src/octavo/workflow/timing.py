@@ -9,7 +9,7 @@ from rich.progress import track
 from octavo.engines import available, compile
 from octavo.measure import Latencies, latency_ms
 from octavo.network.graph import Graph, call_arguments
-from octavo.network.origin import Network
+from octavo.network.quantized import Network
 
 CONTESTANTS = {
     "torch_eager": "torch eager, fp32",

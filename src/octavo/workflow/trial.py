@@ -20,10 +20,9 @@ from octavo.machine import versions, versions_of
 from octavo.network.calibrate import Stats, choose_params
 from octavo.network.digest import source_of
 from octavo.network.graph import Graph
-from octavo.network.origin import SIMULATION
 from octavo.network.partial import keep_float
 from octavo.network.plan import Plan, make_plan
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import SIMULATION, Quantized
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows
 from octavo.numerics.channels import ChannelHistogram

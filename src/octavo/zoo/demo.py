@@ -22,9 +22,8 @@ from octavo.machine import machine, versions
 from octavo.measure import agreement, sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
-from octavo.network.origin import Network
 from octavo.network.plan import make_plan
-from octavo.network.quantized import Quantized
+from octavo.network.quantized import Network, Quantized
 from octavo.network.simulate import simulate
 from octavo.workflow.outcome import coverage_record
 from octavo.workflow.table import show

@@ -43,7 +43,7 @@ def lower(lowering: Lowering, node: Node) -> None:
     """Write what stands for `node` of the planned graph, unless it is done already as part of another."""
     if node in lowering.values:
         return
-    if lowering.site(node) is not None:
+    if lowering.rounding(node) is not None:
         lowering.values[node] = lowering.rounded(node)
         return
     if any(kernel(lowering, node) for kernel in LOWERINGS.get(node.target, ())):

@@ -4,19 +4,19 @@ Activations are uint8 throughout, with a zero-point; signed integers are stored 
 for that on every x86 processor, and for signed activations on few (hundreds of times slower on the others).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from octavo.engines.lowering.executions import mark
 from octavo.network.edit import attribute
-from octavo.network.plan import Quantizer
+from octavo.network.marker import is_marker, quantizer_of, source_of
 from octavo.numerics.affine import QParams, dequantize, quantize
 from octavo.numerics.broadcast import broadcast_along
 from octavo.numerics.rows import along, scale_of_rows
@@ -99,14 +99,6 @@ class Weight:
         return self.params.scale.clone() if scheme.axis % ndim == axis % ndim else None
 
 
-class Marker(nn.Module):
-    """Where a quantizer stands in the planned graph, and its parameters. Lowering replaces it: it is never run."""
-
-    def __init__(self, quantizer: Quantizer, params: QParams) -> None:
-        super().__init__()
-        self.quantizer, self.params = quantizer, params
-
-
 def grid_of(params: QParams) -> Grid | None:
     """The integers of `params`, shifted into uint8; None if their scales or zero-points lie as no kernel has them."""
     scheme = params.scheme
@@ -152,10 +144,11 @@ class Lowering:
     attentions  {last product: the attention it completes}
     chains      {a node of the lowered graph: the chain of convolutions that it calls}
     layers      {node of the planned graph: the user's layer}, of every compute-heavy operation
+    params      {quantizer: its scale and zero-point}
     """
 
-    def __init__(self, module: GraphModule, layers: dict[str, str]) -> None:
-        self.module, self.layers = module, layers
+    def __init__(self, module: GraphModule, layers: Mapping[str, str], params: Mapping[str, QParams]) -> None:
+        self.module, self.layers, self.params = module, layers, params
         self.graph = FxGraph()
         self.values: dict[Node, Any] = {}
         self.attentions: dict[Node, Any] = {}
@@ -214,26 +207,21 @@ class Lowering:
             return None
         return attribute(self.module, argument).detach()
 
-    def site(self, node: Node | None) -> Marker | None:
-        """The quantizer that `node` is."""
-        if node is None or node.op != "call_module":
-            return None
-        module = self.module.get_submodule(str(node.target))
-        return module if isinstance(module, Marker) else None
+    def rounding(self, node: Node | None) -> QParams | None:
+        """How `node` rounds, if it is a marker."""
+        return self.params[quantizer_of(node)] if node is not None and is_marker(node) else None
 
     def rounded(self, node: Node) -> Any:
-        """The counterpart of the quantizer `node`."""
-        site, source = self.site(node), node.args[0]
-        assert site is not None
-        assert isinstance(source, Node)
+        """The counterpart of a marker."""
+        params, source = self.params[quantizer_of(node)], source_of(node)
         constant = self.tensor(source)
         if constant is not None:
-            return Weight(real=constant, params=site.params)
-        grid, x, scheme = grid_of(site.params), self.real(source), site.params.scheme
+            return Weight(real=constant, params=params)
+        grid, x, scheme = grid_of(params), self.real(source), params.scheme
         if scheme.rows:
             return Rows(node=x, axis=along(scheme), lowest=scheme.qmin, highest=scheme.qmax)
         if grid is None:
-            return self._rounded_in_float(x, site.params)
+            return self._rounded_in_float(x, params)
         inverse = self._beside(1 / grid.scales(), node)
         u = self.emit(quantize_to_uint8, x, inverse, grid.zero, grid.low, grid.high)
         return Integers(node=u, grid=grid)

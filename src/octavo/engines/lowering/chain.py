@@ -133,12 +133,12 @@ def _end(lowering: Lowering, node: Node, *, adds: bool) -> End:
             ends.append(reader)
             reader = only_reader(reader)
     found = None if reader is None else _bounds(reader)
-    if reader is not None and found is not None and lowering.site(only_reader(reader)) is not None:
+    if reader is not None and found is not None and lowering.rounding(only_reader(reader)) is not None:
         bounds = found
         ends.append(reader)
         reader = only_reader(reader)
-    site = lowering.site(reader)
-    grid = None if site is None else grid_of(site.params)
+    site = lowering.rounding(reader)
+    grid = None if site is None else grid_of(site)
     if grid is not None and grid.channels is not None and not (skip is None and _is_free(bounds, grid)):
         return End(epilogue=Epilogue(ends=(node,)), skip=None, bounds=UNBOUNDED)  # what follows has one step for all
     if grid is None or reader is None:

@@ -74,8 +74,8 @@ def epilogue(lowering: Lowering, node: Node, able: frozenset[str], *, of_channel
             name, arguments, algorithm = found
             ends.append(reader)
             reader = only_reader(reader)
-    site = lowering.site(reader)
-    grid = None if site is None else grid_of(site.params)
+    site = lowering.rounding(reader)
+    grid = None if site is None else grid_of(site)
     if grid is not None and grid.channels is not None:
         post = _in_steps((name, arguments, algorithm), grid) if of_channels else None
         grid = None if post is None else grid

@@ -85,7 +85,7 @@ def _end(lowering: Lowering, node: Node, x: Integers | Rows | None) -> Epilogue:
 
 def _weight(lowering: Lowering, node: Node) -> Weight | None:
     read = argument(node, "weight")
-    weight, site = lowering.weight(read), lowering.site(read)
+    weight, site = lowering.weight(read), lowering.rounding(read)
     if weight is None and site is not None:  # not reached yet: it belongs to a later sibling
         weight = lowering.rounded(read) if lowering.tensor(read.args[0]) is not None else None
     return weight

@@ -37,9 +37,9 @@ def grid_ahead(lowering: Lowering, node: Node) -> Grid | None:
     if node in lowering.values:
         found = lowering.integers(node, of_channels=True)
         return None if found is None else found.grid
-    site = lowering.site(node)
+    site = lowering.rounding(node)
     if site is not None:
-        return None if any(lowering.tensor(source) is not None for source in node.args) else grid_of(site.params)
+        return None if any(lowering.tensor(source) is not None for source in node.args) else grid_of(site)
     if not preserves_values(node):
         return None
     grids = {grid_ahead(lowering, source) for source in node.all_input_nodes if is_floating(source)}

@@ -94,9 +94,9 @@ def product(lowering: Lowering, node: Node) -> bool:
 
 def _fits(lowering: Lowering, attention: Attention) -> bool:
     """Whether the kernel can be used: the weights' zero must be the integer 0, and the values in integers."""
-    site, values = lowering.site(attention.weights), attention.values.args[1]
+    site, values = lowering.rounding(attention.weights), attention.values.args[1]
     assert isinstance(values, Node)
-    if site is None or site.params.scheme.axis is not None or bool(site.params.zero_point.any()):
+    if site is None or site.scheme.axis is not None or bool(site.zero_point.any()):
         return False
     grid = grid_ahead(lowering, values)
     return grid is not None and grid.channels is None
@@ -107,10 +107,10 @@ def _fits_by_rows(lowering: Lowering, attention: Attention) -> bool:
     q, k = lowering.rows(attention.scores.args[0], -1), lowering.rows(attention.scores.args[1], -2)
     read = attention.values.args[1]
     assert isinstance(read, Node)
-    weights, values, keys = lowering.site(attention.weights), lowering.site(read), shape(read)[-2]
+    weights, values, keys = lowering.rounding(attention.weights), lowering.rounding(read), shape(read)[-2]
     if q is None or k is None or weights is None or values is None or (isinstance(keys, int) and keys > DEEPEST):
         return False
-    schemes = weights.params.scheme, values.params.scheme
+    schemes = weights.scheme, values.scheme
     rows = [along(scheme) for scheme in schemes if scheme.rows]
     signed = [q.lowest < 0, k.lowest < 0, *(scheme.signed for scheme in schemes)]
     return rows == [-1, -2] and signed == [True, True, False, True]
@@ -129,18 +129,18 @@ def _attention(lowering: Lowering, found: Attention) -> bool:
 
 def _attended(lowering: Lowering, found: Attention, factor: float, bias: Any) -> Node:
     q, k = (lowering.integers(argument) for argument in found.scores.args)
-    v, weights = lowering.integers(found.values.args[1]), lowering.site(found.weights)
+    v, weights = lowering.integers(found.values.args[1]), lowering.rounding(found.weights)
     assert q is not None
     assert k is not None
     assert v is not None
     assert weights is not None
     end = only_reader(found.values)
-    site = lowering.site(end)
-    out = None if site is None or site.params.scheme.axis is not None else grid_of(site.params)
+    site = lowering.rounding(end)
+    out = None if site is None or site.scheme.axis is not None else grid_of(site)
     numbers = [
         q.grid.scale * k.grid.scale * factor,
-        float(weights.params.scale),
-        weights.params.scheme.qmax,
+        float(weights.scale),
+        weights.scheme.qmax,
         v.grid.scale,
         *((0.0, 0, 0, 0) if out is None else (out.scale, out.zero, out.low, out.high)),
     ]
@@ -154,12 +154,12 @@ def _attended(lowering: Lowering, found: Attention, factor: float, bias: Any) ->
 
 def _attended_by_rows(lowering: Lowering, found: Attention, factor: float, bias: Any) -> Node:
     q, k = lowering.rows(found.scores.args[0], -1), lowering.rows(found.scores.args[1], -2)
-    v, weights = lowering.rows(found.values.args[1], -2), lowering.site(found.weights)
+    v, weights = lowering.rows(found.values.args[1], -2), lowering.rounding(found.weights)
     assert q is not None
     assert k is not None
     assert v is not None
     assert weights is not None
-    highest = [q.highest, k.highest, weights.params.scheme.qmax, v.highest]
+    highest = [q.highest, k.highest, weights.scheme.qmax, v.highest]
     result = lowering.emit(attend_rows, q.node, k.node, v.node, bias, factor, highest)
     lowering.values[found.values] = result
     return result
