@@ -68,7 +68,10 @@ def test_of_a_chain(zero) -> None:
 @pytest.mark.parametrize("zero", [0, 37, 255])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_of_onednn(rank, zero) -> None:
-    """As above, of a linear and of convolutions."""
+    """As above, of a linear and of convolutions.
+
+    With AMX oneDNN takes the zero-point out of a convolution's sum in float32: half a bit of its 24 is what may be lost.
+    """
     window, space = (2,) * rank, (4,) * rank
     inputs = 20_000 // 2**rank
     weight = torch.randint(-127, 128, (40, inputs, *window), dtype=torch.int8).abs()
@@ -81,7 +84,8 @@ def test_of_onednn(rank, zero) -> None:
     else:
         geometry = [1] * rank, [0] * rank, [1] * rank, 1
         found = torch.ops.octavo.int8_convolution(*call, *geometry, 1.0, 0, False, "none", [])
-    assert torch.equal(found, sums.float())
+    lost = rank > 0 and 2.0**-23 * (zero + 1) * weight.double().flatten(1).sum(1).reshape(-1, *([1] * rank))
+    assert bool(((found - sums).abs() <= lost).all())
 
 
 def test_weights_whose_sums_might_leave_int32_run_in_float() -> None:
