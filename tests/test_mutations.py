@@ -60,16 +60,16 @@ def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
 KERNELS = {
     "nothing": ("int8.cpp", "// Octavo's integer kernels", "// Octavo's own integer kernels"),
     "a column's zero-points are forgotten": (
-        "int8.cpp",
+        "product.h",
         "start = static_cast<int32_t>(z_left * (k * c - start))",
         "start = 0",
     ),
     "a row's zero-point is forgotten": (
-        "int8.cpp",
+        "product.h",
         "c == 0 ? 0 : static_cast<int32_t>(-c",
         "c != 0 ? 0 : static_cast<int32_t>(-c",
     ),
-    "softmax without its maximum": ("int8.cpp", "of_row[row] = _mm512_reduce_max_ps(most);", "of_row[row] = 0;"),
+    "softmax without its maximum": ("softmax.h", "of_row[row] = _mm512_reduce_max_ps(most);", "of_row[row] = 0;"),
     "the scale of the values for that of the scores": (
         "int8.cpp",
         "by{static_cast<float>(score_scale) * LOG2_E",
@@ -81,9 +81,9 @@ KERNELS = {
         '"onednn::qlinear_pointwise", x, x_scale, x_zero, packed, scales, zeros, c10::IValue(),',
     ),
     "the last columns of a product are missing": (
-        "int8.cpp",
-        "for (; column < right.columns; column += LANES) tile",
-        "for (; column + LANES < right.columns; column += LANES) tile",
+        "product.h",
+        "for (; column < right.columns; column += LANES) panel",
+        "for (; column + LANES < right.columns; column += LANES) panel",
     ),
     "a convolution without bias": (
         "convolution.cpp",
@@ -121,6 +121,12 @@ def mutated(folder: Path, file: str, there: str, instead: str) -> None:
             assert text.count(there) == 1, f"{there!r} is {text.count(there)} times in {file}"
             text = text.replace(there, instead)
         (folder / path.name).write_text(text)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_is_changed_is_there(name, tmp_path) -> None:
+    """What runs once in a while must not find kernels that have moved on."""
+    mutated(tmp_path, *KERNELS[name])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch.fx import Node
 from octavo.engines.lowering.build import only_reader
 from octavo.engines.lowering.sizes import same_sizes
 from octavo.network.edit import argument, shape, value
+from octavo.network.marker import is_marker
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ def attention_from(scores: Node) -> Attention | None:
     if softmax is None or softmax.target is not aten.softmax.int or not _along_keys(softmax):
         return None
     weights = only_reader(softmax)
-    values = None if weights is None or weights.op != "call_module" else only_reader(weights)
+    values = only_reader(weights) if weights is not None and is_marker(weights) else None
     if weights is None or values is None or values.target is not aten.matmul.default or values.args[0] is not weights:
         return None
     found = Attention(scores=scores, between=between, softmax=softmax, weights=weights, values=values)
@@ -78,7 +79,7 @@ def _beside(node: Node, before: Node) -> Any:
     (other,) = (operand for operand in operands if operand is not before)
     if node.target in BY_NUMBER:
         return other if isinstance(other, int | float) else None
-    return other if isinstance(other, Node) and other.op != "call_module" else None
+    return other if isinstance(other, Node) and not is_marker(other) else None
 
 
 BY_NUMBER = {aten.mul.Tensor, aten.div.Tensor}
