@@ -21,7 +21,20 @@ Operator = Callable[..., Any]
 def copy_module(module: GraphModule, *, own_parameters: bool = True) -> GraphModule:
     """A copy whose graph can be edited, with parameters of its own or those of `module`."""
     with quiet(ignored=(OWN_DEPRECATION,)):
-        return copy.deepcopy(module) if own_parameters else GraphModule(module, copy.deepcopy(module.graph))
+        return copy.deepcopy(module) if own_parameters else with_graph(module, copy_graph(module))
+
+
+def copy_graph(module: GraphModule) -> Graph:
+    """A copy of its graph, to be edited and given to `with_graph`."""
+    with quiet(ignored=(OWN_DEPRECATION,)):
+        return copy.deepcopy(module.graph)
+
+
+def with_graph(module: GraphModule, graph: Graph) -> GraphModule:
+    """A module that runs `graph` on the parameters of `module`."""
+    graph.lint()
+    with quiet(ignored=(OWN_DEPRECATION,)):
+        return GraphModule(module, graph)
 
 
 def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:

@@ -74,26 +74,26 @@ def marks(graph: Graph) -> Iterator[Mark]:
 
 def with_markers(graph: Graph, found: Iterable[Mark]) -> Graph:
     """A copy of `graph` that is marked so; it shares the parameters."""
-    module = edit.copy_module(graph.module, own_parameters=False)
-    nodes = {node.name: node for node in module.graph.nodes}
+    own = edit.copy_graph(graph.module)
+    nodes = {node.name: node for node in own.nodes}
     made: dict[tuple[str, str], Node] = {}
     for mark in found:
         source, at = nodes[mark.source], (mark.name, mark.source)
         if at not in made:
-            with module.graph.inserting_after(source):
-                made[at] = module.graph.call_function(QUANTIZE, (source, mark.name))
+            with own.inserting_after(source):
+                made[at] = own.call_function(QUANTIZE, (source, mark.name))
             made[at].meta["val"] = source.meta["val"]
         nodes[mark.user].replace_input_with(source, made[at])
-    return _finished(graph, module)
+    return replace(graph, module=edit.with_graph(graph.module, own))
 
 
 def without_markers(graph: Graph) -> Graph:
     """The float network: a copy in which readers read what is rounded for them; it shares the parameters."""
-    module = edit.copy_module(graph.module, own_parameters=False)
-    for node in list(module.graph.nodes):
+    own = edit.copy_graph(graph.module)
+    for node in list(own.nodes):
         if is_marker(node):
             edit.replace(node, source_of(node))
-    return _finished(graph, module)
+    return replace(graph, module=edit.with_graph(graph.module, own))
 
 
 def renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
@@ -102,12 +102,6 @@ def renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
         return graph
     found = [mark._replace(name=names.get(mark.name, mark.name)) for mark in marks(graph)]
     return with_markers(without_markers(graph), found)
-
-
-def _finished(graph: Graph, module: GraphModule) -> Graph:
-    module.graph.lint()
-    module.recompile()
-    return replace(graph, module=module)
 
 
 class Rounded(Interpreter):
@@ -153,7 +147,9 @@ def with_modules(graph: Graph, modules: Mapping[str, nn.Module], *, own_paramete
                 call = module.graph.call_module(paths[quantizer_of(node)], (source_of(node),))
             call.meta["val"] = node.meta["val"]
             edit.replace(node, call)
-    return _finished(graph, module).module
+    module.graph.lint()
+    module.recompile()
+    return module
 
 
 def places(graph: Graph, names: Iterable[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from octavo.errors import QuantizationError
 from octavo.network.join import together
 from octavo.network.marker import renamed
 from octavo.network.operations import OUTPUT
-from octavo.network.plan import Plan, Quantizer, make_plan
+from octavo.network.plan import Plan, Quantizer, every_site, make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 
@@ -53,8 +53,7 @@ def quantize_only(net: Quantized, names: Collection[str]) -> Quantized:
 
 def _still_deciding(plan: Plan, names: Collection[str]) -> list[Rule]:
     """The rules of `plan` that decide something outside `names`: without the others, which a plan would refuse."""
-    everywhere = make_plan(plan.graph, target=plan.target)  # the sites of skipped layers too
-    left = [site for quantizer in everywhere.quantizers for site in quantizer.sites if site.layer not in names]
+    left = [site for site in every_site(plan.graph, plan.target) if site.layer not in names]
     deciding = {_first_match(site, plan.rules) for site in left}
     return [rule for i, rule in enumerate(plan.rules) if i in deciding]
 

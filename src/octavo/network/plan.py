@@ -16,7 +16,7 @@ from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
-from octavo.network.marker import Mark, with_markers, without_markers
+from octavo.network.marker import Mark, marks, with_markers, without_markers
 from octavo.network.operations import (
     OUTPUT,
     Operand,
@@ -103,8 +103,21 @@ class Plan:
         """The float network."""
         return without_markers(self.marked)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "graph"}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As files have it: the float network, and where its markers stand."""
+        return _marked, (self.graph, tuple(marks(self.marked)), self.target, self.rules, self.quantizers, self.coverage)
+
+
+def _marked(
+    graph: Graph,
+    found: tuple[Mark, ...],
+    target: Target,
+    rules: tuple[Rule, ...],
+    quantizers: tuple[Quantizer, ...],
+    coverage: Coverage,
+) -> Plan:
+    marked = with_markers(graph, found)
+    return Plan(marked=marked, target=target, rules=rules, quantizers=quantizers, coverage=coverage)
 
 
 @checked
@@ -136,14 +149,19 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
             + "".join(f" ({kept.site}: {kept.reason})" for kept in coverage.kept_float[:1]),
             remedy='end the rules with Rule("*"), or capture a network with convolutions, linears or matmuls',
         )
-    quantizers, marks = _quantizers(chosen, target)
+    quantizers, found = _quantizers(chosen, target)
     return Plan(
-        marked=with_markers(graph, marks),
+        marked=with_markers(graph, found),
         target=target,
         rules=tuple(rules),
         quantizers=quantizers,
         coverage=coverage,
     )
+
+
+def every_site(graph: Graph, target: Target) -> list[Site]:
+    """Every place where `target` would quantize a tensor, whether a plan does or not."""
+    return [site for site, _ in _placed(graph, target)]
 
 
 def layer_names(graph: Graph, target: Target) -> dict[str, str]:
@@ -223,7 +241,7 @@ def _layer(node: Node, name: str) -> str:
 
 def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> tuple[tuple[Quantizer, ...], list[Mark]]:
     """(every quantizer, where they stand)."""
-    quantizers, marks = [], []
+    quantizers, found = [], []
     positive, unsigned = never_negative(chosen[0][1].node.graph.nodes), target.nonnegative
     for members, path in shared([(operand, scheme) for _, operand, scheme in chosen]):
         sites, scheme = tuple(chosen[member][0] for member in members), chosen[members[0]][2]
@@ -231,8 +249,8 @@ def _quantizers(chosen: list[tuple[Site, Operand, Scheme]], target: Target) -> t
         if unsigned is not None and is_own(scheme, target) and positive.issuperset(source for source, _ in path):
             scheme = replace(unsigned, bits=scheme.bits, axis=scheme.axis, rows=scheme.rows)
         quantizers.append(Quantizer(name=sites[0].name, scheme=scheme, constant=constant, sites=sites))
-        marks += [Mark(sites[0].name, source.name, user.name) for source, user in path]
-    return tuple(quantizers), marks
+        found += [Mark(sites[0].name, source.name, user.name) for source, user in path]
+    return tuple(quantizers), found
 
 
 def _coverage(
