@@ -70,7 +70,7 @@ def test_of_a_chain(zero) -> None:
 def test_of_onednn(rank, zero) -> None:
     """As above, of a linear and of convolutions.
 
-    With AMX oneDNN takes the zero-point out of a convolution's sum in float32: half a bit of its 24 is what may be lost.
+    With AMX oneDNN takes the zero-point out of a convolution's sum in float32: the last of its 24 bits may be lost.
     """
     window, space = (2,) * rank, (4,) * rank
     inputs = 20_000 // 2**rank

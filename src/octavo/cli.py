@@ -24,9 +24,9 @@ def demo(
     """Quantize EfficientNet-Lite0, score it on photographs and time it against float. Needs octavo[zoo]."""
     console = Console()
     try:
-        from octavo.zoo.demo import run  # noqa: PLC0415 (torch takes seconds to import; --help should not)
+        from octavo.zoo.demo import demonstrate  # noqa: PLC0415 (torch takes seconds to import; --help should not)
 
-        run(out, console, rounds=rounds)
+        demonstrate(out, console, rounds=rounds)
     except QuantizationError as error:
         console.print(f"[red]error[/red] {error}")
         raise typer.Exit(code=1) from error
@@ -51,8 +51,7 @@ def run(
     """Quantize by a recipe: model(), calibration(), evaluate(model). Ctrl-C returns the best so far."""
     console = Console()
     try:
-        from octavo.workflow.run import run as run_recipe  # noqa: PLC0415 (see demo)
-        from octavo.workflow.run import settings_of  # noqa: PLC0415
+        from octavo.workflow.run import run_recipe, settings_of  # noqa: PLC0415 (see demo)
 
         folder = out or (what if what.is_dir() else Path("runs") / what.stem)
         settings = settings_of(

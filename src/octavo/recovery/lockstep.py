@@ -22,7 +22,7 @@ from octavo.network.graph import Graph, clone
 from octavo.network.operations import OPERATIONS, Operation
 from octavo.network.quantized import Quantized, on_graph
 from octavo.numerics.affine import QParams, round_by
-from octavo.recovery.stepwise import PlannedNode, Values, call, last_readers, operations, read_again, run
+from octavo.recovery.stepwise import PlannedNode, Values, call, last_readers, operations, read_again, values_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +151,7 @@ def walk(net: Quantized, batches: Iterable[Any], fix: Fix) -> Quantized:
     draft, scales = on_graph(net, clone(net.graph)), dict(net.values)
     own, found = draft.graph, {operation.node: operation for operation in operations(draft)}
     with torch.no_grad():
-        float_values = [_by_copy(own, run(net.graph, batch)) for batch in batches]
+        float_values = [_by_copy(own, values_of(net.graph, batch)) for batch in batches]
         values: list[dict[Node, Any]] = [
             {node: known[node] for node in known if node.op in ("placeholder", "get_attr")} for known in float_values
         ]

@@ -23,7 +23,7 @@ from octavo.network.quantized import Quantized
 from octavo.network.ranks import gathered, together
 from octavo.numerics.affine import round_by
 from octavo.recovery.lockstep import held_out, relative_error
-from octavo.recovery.stepwise import Values, call, run
+from octavo.recovery.stepwise import Values, call, values_of
 
 MOST_TRIALS = 8  # of halves, quarters, …
 
@@ -162,7 +162,7 @@ def _values(net: Quantized | Graph, batch: Any, names: Iterable[str]) -> tuple[l
         return call(node, values)
 
     with torch.no_grad():
-        known = run(net.plan.marked if isinstance(net, Quantized) else net, batch, call_one)
+        known = values_of(net.plan.marked if isinstance(net, Quantized) else net, batch, call_one)
     by_name = {node.name: value for node, value in known.items()}
     leaves = by_name["output"]
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], {n: by_name[n] for n in names}

@@ -14,7 +14,7 @@ from octavo.network.operations import OPERATIONS
 from octavo.network.quantized import Quantized
 from octavo.numerics.broadcast import broadcast_along
 from octavo.recovery.moves import Move, keep_what_helps
-from octavo.recovery.stepwise import read_again, run
+from octavo.recovery.stepwise import read_again, values_of
 
 aten = torch.ops.aten
 
@@ -189,7 +189,7 @@ def _largest_inputs(graph: Graph, names: set[str], batches: Iterable[Any]) -> di
     largest: dict[str, Tensor] = {}
     with torch.no_grad():
         for batch in batches:
-            for node, value in run(graph, batch).items():
+            for node, value in values_of(graph, batch).items():
                 if node.name in names:
                     most = value.abs().flatten(0, -2).amax(0)
                     largest[node.name] = torch.maximum(largest.get(node.name, most), most)

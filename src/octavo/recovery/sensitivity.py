@@ -30,9 +30,9 @@ from octavo.recovery.stepwise import (
     outputs,
     rerun,
     rounded_call,
-    run,
     sample_axes,
     samples,
+    values_of,
 )
 
 OutputLoss = Callable[[Any, Any, Any], float]  # (the float network's output, output, batch) → higher is worse
@@ -73,7 +73,7 @@ def exact(
     with torch.no_grad(), Progress(disable=not progress) as bar:
         task = bar.add_task("sensitivity", total=total)
         for batch in batches:
-            values = run(net.graph, batch)
+            values = values_of(net.graph, batch)
             reference = outputs(net.graph, values)
             for operation in layers:
                 result, seconds = rounded_call(operation, values)
@@ -211,7 +211,7 @@ def _run_with_errors(
         return result
 
     with torch.enable_grad():
-        leaves = tree_leaves(outputs(graph, run(graph, batch, watched)))
+        leaves = tree_leaves(outputs(graph, values_of(graph, batch, watched)))
     return errors, [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 

@@ -76,7 +76,7 @@ def call(node: Node, values: Values) -> Any:
     return node.target(*args, **kwargs) if callable(node.target) else args[0]
 
 
-def run(graph: Graph, batch: Any, call: Callable[[Node, Values], Any] = call) -> dict[Node, Any]:
+def values_of(graph: Graph, batch: Any, call: Callable[[Node, Values], Any] = call) -> dict[Node, Any]:
     """The value of every node; parameters and inputs are detached, so no gradient reaches the user's."""
     inputs, values = iter(_inputs(graph, batch)), dict[Node, Any]()
     for node in graph.module.graph.nodes:

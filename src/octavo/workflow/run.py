@@ -145,7 +145,7 @@ def _short(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
+def run_recipe(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     """Quantize by the recipe; print what was found; write `out`/result.json, model.onnx, and return the record."""
     with together():
         return _run(settings, out, console)

@@ -39,7 +39,7 @@ METHODS = ("max", "entropy", "99.99", "99.999")  # those the paper compares
 BATCH = 8
 
 
-def run(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
+def demonstrate(out: Path, console: Console, *, rounds: int = 20) -> dict[str, Any]:
     """Quantize, score, time; print a table; write `out`/result.json and return what it holds."""
     task = photographs.make_task()
     model = task.build()
