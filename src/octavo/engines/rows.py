@@ -14,7 +14,7 @@ import torch
 from torch.fx import Node
 
 from octavo.network.edit import argument, copy_module, emit, set_argument, shape
-from octavo.network.marker import markers, source_of
+from octavo.network.marker import markers, source_of, without_markers
 from octavo.network.operations import operands
 from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams
@@ -46,7 +46,7 @@ def with_rows_scaled(net: Quantized) -> Quantized:
     own.module.graph.lint()
     own.module.recompile()
     quantizers = tuple(replace(q, scheme=units[q.name].scheme) if q.name in units else q for q in net.plan.quantizers)
-    plan = replace(net.plan, marked=own, quantizers=quantizers)
+    plan = replace(net.plan, graph=without_markers(own), marked=own, quantizers=quantizers)
     return replace(net, plan=plan, values=MappingProxyType({**net.values, **units}))
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 from octavo.engines.signature import codegen_returning, tree_info
 from octavo.network.edit import copy_module
 from octavo.network.graph import Graph
-from octavo.network.marker import markers, quantizer_of, source_of
+from octavo.network.marker import markers, quantizer_of, source_of, without_markers
 from octavo.network.plan import Plan
 from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams
@@ -43,7 +43,7 @@ def returning_sites(net: Quantized) -> tuple[Quantized, dict[str, Step]]:
     module._out_spec = spec
     module.graph.set_codegen(codegen_returning(module, spec))
     module.recompile()
-    return replace(net, plan=replace(net.plan, marked=marked)), steps
+    return replace(net, plan=replace(net.plan, graph=without_markers(marked), marked=marked)), steps
 
 
 def _step(params: QParams, rounded: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ operations ─▶ sites ─▶ rules decide ─▶ quantizers: one per produced 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -16,7 +15,7 @@ from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.network.edit import layer_of
 from octavo.network.graph import Graph
-from octavo.network.marker import Mark, marks, with_markers, without_markers
+from octavo.network.marker import Mark, marks, with_markers
 from octavo.network.operations import (
     OUTPUT,
     Operand,
@@ -88,36 +87,40 @@ class Coverage:
 class Plan:
     """A network with a marker wherever a tensor is rounded, and the quantizers that the markers name.
 
-    marked      the network: see `octavo.network.marker`
+    graph       the float network
+    marked      the same with the markers: see `octavo.network.marker`
     quantizers  in the order of the data flow; their names are unique
     """
 
+    graph: Graph = field(repr=False, compare=False)
     marked: Graph = field(repr=False, compare=False)
     target: Target
     rules: tuple[Rule, ...]
     quantizers: tuple[Quantizer, ...]
     coverage: Coverage
 
-    @cached_property
-    def graph(self) -> Graph:
-        """The float network."""
-        return without_markers(self.marked)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """As files have it: the float network, and where its markers stand."""
-        return _marked, (self.graph, tuple(marks(self.marked)), self.target, self.rules, self.quantizers, self.coverage)
+        return planned, (self.graph, tuple(marks(self.marked)), self.target, self.rules, self.quantizers, self.coverage)
 
 
-def _marked(
+def planned(
     graph: Graph,
-    found: tuple[Mark, ...],
+    found: Iterable[Mark],
     target: Target,
     rules: tuple[Rule, ...],
     quantizers: tuple[Quantizer, ...],
     coverage: Coverage,
 ) -> Plan:
-    marked = with_markers(graph, found)
-    return Plan(marked=marked, target=target, rules=rules, quantizers=quantizers, coverage=coverage)
+    """The plan of `graph` whose markers stand where `found` says."""
+    return Plan(
+        graph=graph,
+        marked=with_markers(graph, found),
+        target=target,
+        rules=rules,
+        quantizers=quantizers,
+        coverage=coverage,
+    )
 
 
 @checked
@@ -150,13 +153,7 @@ def make_plan(graph: Graph, rules: Sequence[Rule] = (EVERYTHING,), *, target: Ta
             remedy='end the rules with Rule("*"), or capture a network with convolutions, linears or matmuls',
         )
     quantizers, found = _quantizers(chosen, target)
-    return Plan(
-        marked=with_markers(graph, found),
-        target=target,
-        rules=tuple(rules),
-        quantizers=quantizers,
-        coverage=coverage,
-    )
+    return planned(graph, found, target, tuple(rules), quantizers, coverage)
 
 
 def every_site(graph: Graph, target: Target) -> list[Site]:

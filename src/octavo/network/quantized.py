@@ -68,7 +68,8 @@ def _quantized(plan: Plan, values: dict[str, QParams], method: str, notes: Any, 
 def on_graph(net: Quantized, graph: Graph, values: Mapping[str, QParams] | None = None) -> Quantized:
     """`net` on a float network whose operations have the names of its own, with other `values` if there are some."""
     own = net.values if values is None else MappingProxyType(dict(values))
-    return replace(net, plan=replace(net.plan, marked=with_markers(graph, marks(net.plan.marked))), values=own)
+    plan = replace(net.plan, graph=graph, marked=with_markers(graph, marks(net.plan.marked)))
+    return replace(net, plan=plan, values=own)
 
 
 def graph_of(net: Quantized | Graph) -> Graph:

@@ -26,7 +26,7 @@ def shared(reads: Sequence[tuple[Operand, Scheme]]) -> list[tuple[list[int], _Pa
     """
     wanted = {(operand.source, operand.node): scheme for operand, scheme in reads}
     nodes = list(reads[0][0].node.graph.nodes) if reads else []
-    crossed = {scheme: _crossed(nodes, scheme, wanted) for _, scheme in reads}
+    crossed = {scheme: _crossed(nodes, scheme, wanted) for scheme in {scheme for _, scheme in reads}}
     paths = [crossed[scheme].get(operand.source, ((operand.source, operand.node),)) for operand, scheme in reads]
     parents: dict[_Key, _Key] = {}
     for (_, scheme), path in zip(reads, paths, strict=True):

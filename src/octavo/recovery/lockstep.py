@@ -148,8 +148,8 @@ def walk(net: Quantized, batches: Iterable[Any], fix: Fix) -> Quantized:
     raises  QuantizationError for no batches
     """
     batches = read_again(batches, "repair a network")
-    draft, scales = on_graph(net, clone(net.graph)), dict(net.values)
-    own, found = draft.graph, {operation.node: operation for operation in operations(draft)}
+    own, scales = clone(net.graph), dict(net.values)
+    found = {operation.node: operation for operation in operations(on_graph(net, own))}
     with torch.no_grad():
         float_values = [_by_copy(own, values_of(net.graph, batch)) for batch in batches]
         values: list[dict[Node, Any]] = [

@@ -21,8 +21,8 @@ from octavo.engines.signature import signature_of
 from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import is_floating
 from octavo.network.graph import Graph, check_graph
-from octavo.network.marker import Mark, marks, sources, with_markers
-from octavo.network.plan import Coverage, Plan, Quantizer
+from octavo.network.marker import Mark, marks, sources
+from octavo.network.plan import Coverage, Plan, Quantizer, planned
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 from octavo.network.samples import calls_of
@@ -160,13 +160,7 @@ def _plan(stated: PlanRecord, graph: Graph) -> Plan:
     quantizers = tuple(
         Quantizer(name=one.name, scheme=one.scheme, constant=one.constant, sites=one.sites) for one in stated.quantizers
     )
-    return Plan(
-        marked=with_markers(graph, found),
-        target=stated.target,
-        rules=stated.rules,
-        quantizers=quantizers,
-        coverage=stated.coverage,
-    )
+    return planned(graph, found, stated.target, stated.rules, quantizers, stated.coverage)
 
 
 def _real(at: StoredTensor, tensors: Mapping[str, Tensor], values: Mapping[str, QParams]) -> Tensor:
