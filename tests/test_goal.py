@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from octavo.errors import QuantizationError
-from octavo.workflow.goal import Goal, Score, in_order, score
+from octavo.workflow.goal import Goal, Score, halves, in_order, score
 
 
 def samples(values) -> Score:
@@ -72,6 +72,35 @@ def test_a_candidate_that_meets_the_goal_by_luck_is_not_certified() -> None:
 def test_equal_scores_are_certified() -> None:
     verdict = Goal(max_drop=0.0).judge(samples([1, 0, 1]), samples([1, 0, 1]))
     assert (verdict.drop, verdict.interval, verdict.certified) == (0.0, (0.0, 0.0), True)
+
+
+def test_halves_share_what_float_gets_right_and_the_classes_of_sorted_data() -> None:
+    right = torch.rand(1001) < 0.7
+    first, second = halves(samples(right))
+    assert sorted([*first, *second]) == list(range(1001))
+    assert abs(len(first) - len(second)) <= 1
+    share = [float(right[list(half)].float().mean()) for half in (first, second)]
+    assert abs(share[0] - share[1]) < 0.01
+    for start in range(0, 1000, 100):  # a class that lies together
+        assert 40 <= sum(start <= number < start + 100 for number in first) <= 60
+    assert halves(Score(metric=0.5)) is None
+    assert halves(samples([1, 0, 1])) is None
+
+
+def test_a_verdict_of_some_samples_is_that_of_their_scores_alone() -> None:
+    reference, candidate = torch.rand(40), torch.rand(40)
+    of = (3, 8, 9, 20, 21, 39)
+    alone = Goal(max_drop=0.1, relative=False).judge(samples(reference[list(of)]), samples(candidate[list(of)]))
+    found = Goal(max_drop=0.1, relative=False).judge(samples(reference), samples(candidate), of)
+    assert (found, found.samples) == (alone, 6)
+
+
+def test_a_share_of_nothing_is_no_goal() -> None:
+    for reference in (Score(metric=0.0), samples([0, 0, 0])):
+        with pytest.raises(QuantizationError, match=r"at most 1 % of the float network's score, but .* scores 0; see"):
+            Goal().check(reference)
+        Goal(relative=False).check(reference)
+    Goal().check(Score(metric=-1e-9))
 
 
 @pytest.mark.parametrize(

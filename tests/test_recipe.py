@@ -12,6 +12,7 @@ from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.rule import Rule
 from octavo.workflow.calibration import first_inputs
+from octavo.workflow.goal import Score, halves
 from octavo.workflow.search import Budget, duration
 from octavo.workflow.study import Study
 
@@ -112,7 +113,9 @@ def test_a_metric_that_falls_when_it_improves(case) -> None:
         case["model"], calibration=case["calibration"], evaluate=error, higher_is_better=False, max_drop=0.2, **FAST
     )
     assert result.metric == min(trial.metric for trial in result.trials)
-    assert result.verdict.drop == pytest.approx(result.metric - result.reference.metric)
+    _, others = halves(result.reference)  # that did not choose it
+    lost = [result.best.scores[number] - result.reference.samples[number] for number in others]
+    assert result.verdict.drop == pytest.approx(sum(lost) / len(lost))
 
 
 def test_the_same_folder_resumes_without_measuring_again(case, tmp_path) -> None:
@@ -333,6 +336,57 @@ def test_where_the_samples_could_certify_the_goal_a_lucky_candidate_does_not_end
     assert [stage.stage for stage in result.stages] == ["ptq", "ptq_more"]
     assert result.verdict.certified
     assert result.metric == 0.999
+
+
+def test_what_chooses_a_candidate_does_not_certify_it(case) -> None:
+    """All lose nothing on the samples that choose; on the others each loses one in ten, and that is what is said."""
+    first, second = halves(Score(metric=1.0, samples=(1.0,) * 4000))
+
+    def evaluate(network):
+        scores = torch.ones(4000)
+        if not isinstance(network, Classifier):
+            scores[list(second[::10])] = 0
+        return scores
+
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, **FAST)
+    assert [stage.stage for stage in result.stages] == ["ptq"]  # where they were chosen they were certain
+    assert (result.met, result.certified, result.too_few) == (False, False, False)
+    assert result.verdict.drop == pytest.approx(0.1)
+    assert result.verdict.samples == len(second) == len(first) == 2000
+    assert "on the 2000 samples that did not choose it" in result.summary
+    assert "The goal is not met on the samples that did not choose it" in result.summary
+    record = result.record()
+    assert (record["met"], record["certified"], record["certified_on"]) == (False, False, 2000)
+
+
+def test_how_many_samples_would_do(case) -> None:
+    """As many as it says certify the goal; with a quarter of them, it is not."""
+
+    def outcome(number):
+        def evaluate(network):
+            scores = torch.ones(number)
+            if not isinstance(network, Classifier):
+                scores[::40] = 0  # 2.5 % lost in turn, and others won
+                scores[20::40] = 1
+            else:
+                scores[20::40] = 0
+            return scores
+
+        return octavo.quantize(
+            case["model"], calibration=case["calibration"], evaluate=evaluate, max_drop=0.02, trials=1, **FAST
+        )
+
+    few = outcome(400)
+    assert (few.too_few, few.met, few.certified) == (True, True, False)
+    assert f"about {few.samples_needed} would do" in few.summary
+    enough = outcome(int(1.2 * few.samples_needed))
+    assert (enough.too_few, enough.samples_needed) == (False, None)
+    assert outcome(few.samples_needed // 2).too_few
+
+
+def test_a_network_that_scores_nothing_is_not_searched(case) -> None:
+    with pytest.raises(QuantizationError, match="the float network scores 0; see that evaluate"):
+        octavo.quantize(case["model"], calibration=case["calibration"], evaluate=lambda network: 0.0, **FAST)
 
 
 def test_on_the_engine_that_is_deployed(case) -> None:

@@ -151,7 +151,8 @@ def trained(net: Quantized, module: nn.Module) -> Quantized:
     state = module.state_dict()
     paths = places(net.plan.marked, [quantizer.name for quantizer in net.plan.quantizers])
     known = {name for name, _ in module.named_modules()}
-    lacking = [name for name in own.state_dict() if name not in state]
+    trained_too = net.plan.marked.module.state_dict()  # what a repair has replaced, nothing reads
+    lacking = [name for name in trained_too if name not in state]
     lacking += [path for path in paths.values() if path not in known]
     if lacking:
         raise QuantizationError(
@@ -159,7 +160,7 @@ def trained(net: Quantized, module: nn.Module) -> Quantized:
             seen=f"the module has no {lacking[0]}: it was not made from this network",
             remedy="pass what trainable(net) returned, with the same net",
         )
-    own.load_state_dict({name: state[name] for name in own.state_dict()})
+    own.load_state_dict({name: state[name] for name in trained_too}, strict=False)
     for name, parameter in own.named_parameters():
         parameter.requires_grad_(net.graph.module.get_parameter(name).requires_grad)
     found = replace(net.graph, module=own)

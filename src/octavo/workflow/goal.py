@@ -44,12 +44,14 @@ class Verdict:
     interval   between which bounds the drop lies, paired bootstrap; None without per-sample scores
     met        whether the drop is within the goal
     certified  whether even the upper bound of the interval is; without an interval, whether it is met
+    samples    how many it was read from; None for one number
     """
 
     drop: float
     interval: tuple[float, float] | None
     met: bool
     certified: bool
+    samples: int | None = None
 
     @property
     def noise(self) -> float:
@@ -84,27 +86,41 @@ class Goal:
     def __str__(self) -> str:
         return f"{100 * self.max_drop:g} %" if self.relative else f"{self.max_drop:g}"
 
+    def check(self, reference: Score) -> None:
+        """Raise QuantizationError for a drop that is a share of nothing: what scores 0 is most likely broken."""
+        if self.relative and reference.metric == 0:
+            raise QuantizationError(
+                asked=f"lose at most {self} of the float network's score",
+                seen="the float network scores 0",
+                remedy="see that evaluate scores what the network returns; if 0 is right, say the drop in the metric's "
+                "own unit: relative=False",
+            )
+
     def allowed(self, reference: Score) -> float:
         """The largest drop that meets the goal, in units of the metric."""
         return self.max_drop * (abs(reference.metric) if self.relative else 1.0)
 
-    def judge(self, reference: Score, candidate: Score) -> Verdict:
-        """How `candidate` stands to the float network's score."""
+    def judge(self, reference: Score, candidate: Score, of: Sequence[int] | None = None) -> Verdict:
+        """How `candidate` stands to the float network's score.
+
+        of  the numbers of the samples to compare; all by default. What is allowed stays a share of the whole metric
+        """
         sign = 1.0 if self.higher_is_better else -1.0
         allowed = self.allowed(reference)
         if candidate.abandoned and reference.samples is not None and candidate.samples is not None:
             drop = sum(_differences(sign, reference.samples, candidate.samples)) / len(candidate.samples)
-            return Verdict(drop=drop, interval=None, met=False, certified=False)
+            return Verdict(drop=drop, interval=None, met=False, certified=False, samples=len(candidate.samples))
         if reference.samples is None or candidate.samples is None or len(reference.samples) == 1:
             drop = sign * (reference.metric - candidate.metric)
             met = drop <= allowed and not candidate.abandoned
             return Verdict(drop=drop, interval=None, met=met, certified=met)
         wanted, found = (sign * torch.tensor(score.samples, dtype=torch.float64) for score in (reference, candidate))
+        if of is not None:
+            wanted, found = wanted[list(of)], found[list(of)]
         interval = paired_interval(wanted, found, confidence=self.confidence)
         bounds = (interval.low, interval.high)
-        return Verdict(
-            drop=interval.drop, interval=bounds, met=interval.drop <= allowed, certified=interval.high <= allowed
-        )
+        met, certified = interval.drop <= allowed, interval.high <= allowed
+        return Verdict(drop=interval.drop, interval=bounds, met=met, certified=certified, samples=len(wanted))
 
     def hopeless(self, reference: Score, seen: Sequence[float]) -> bool:
         """Whether a candidate with these scores, of the first blocks in order, cannot reach the goal on the others.
@@ -125,6 +141,22 @@ class Goal:
             HOPELESS * (1 + PARTS / blocks) * means.std().item() / math.sqrt(blocks),
         ]
         return bool(lost.mean().item() - max(errors) > self.allowed(reference))
+
+
+def halves(reference: Score) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(the samples that choose among candidates, those that certify what was chosen), by number; None if too few.
+
+    Every second one in the order of the float network's scores, and of the data where those are the same: both halves
+    have the same share of what the float network gets right, and of a class that lies together.
+    """
+    if reference.samples is None or len(reference.samples) < FEWEST_TO_HALVE:
+        return None
+    scores = reference.samples
+    order = sorted(range(len(scores)), key=lambda number: (scores[number], number))
+    return tuple(sorted(order[::2])), tuple(sorted(order[1::2]))
+
+
+FEWEST_TO_HALVE = 4  # two in each half: of one there is no interval
 
 
 def in_order(total: int) -> tuple[slice, ...]:

@@ -36,8 +36,10 @@ class Result:
     net            what it was compiled from: `octavo.compile` it for another engine
     reference      the float network's score
     best           the trial that `model` was
-    verdict        how that trial stands to the float network
+    verdict        how that trial stands to the float network, on the half of the samples that did not choose it; on
+                   all of them where they are too few for that
     too_few        whether the samples were too few to certify the goal for any candidate
+    samples_needed  how many would do, about; None if they are enough, or no number would
     trials, stages  all that was tried
     sensitivities  every layer's, the most sensitive first, if partial quantization was needed
     stopped        why the search ended
@@ -52,6 +54,7 @@ class Result:
     best: Trial
     verdict: Verdict
     too_few: bool
+    samples_needed: int | None
     trials: tuple[Trial, ...]
     stages: tuple[StageRecord, ...]
     sensitivities: tuple[Sensitivity, ...]
@@ -69,6 +72,11 @@ class Result:
     def metric(self) -> float:
         """The integer network's."""
         return self.best.metric
+
+    @property
+    def certified(self) -> bool:
+        """Whether samples that did not choose it say, with the goal's confidence, that it loses no more than that."""
+        return self.verdict.certified and self.verdict.interval is not None and not self.too_few
 
     @property
     def kept_float(self) -> tuple[str, ...]:
@@ -113,8 +121,10 @@ class Result:
             "max_drop": self.goal.max_drop,
             "relative": self.goal.relative,
             "interval": list(verdict.interval) if verdict.interval else None,
-            "certified": verdict.certified and verdict.interval is not None,
+            "certified": self.certified,
+            "certified_on": verdict.samples,
             "too_few_samples": self.too_few,
+            "samples_needed": self.samples_needed,
             "stages": [asdict(stage) for stage in self.stages],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
             "notes": list(self.net.notes),
@@ -184,8 +194,8 @@ def summary(result: Result) -> str:
         f"The float network scores {result.reference.metric:.6g}; the goal allows a drop of {goal}, "
         f"{goal.allowed(result.reference):.4g}.",
         f"Of {len(result.trials)} trials on {_stages(result.stages)} the best is {best.method} calibration{kept}: "
-        f"{best.metric:.6g}, a drop of {verdict.drop:.4g}{_interval(result)} on the engine {result.engine}.",
-        f"The goal is {'met' if result.met else 'not met'}; the search ended because {result.stopped}.",
+        f"{best.metric:.6g}, {_drop(result)} on the engine {result.engine}.",
+        f"The goal is {_outcome(result)}; the search ended because {result.stopped}.",
     ]
     if (told := result.ran) is not None:
         lines.append(f"{told}.")
@@ -193,10 +203,31 @@ def summary(result: Result) -> str:
         more = f" ({len(result.net.notes) - 1} more in notes)" if len(result.net.notes) > 1 else ""
         lines.append(f"Noted: {result.net.notes[0]}{more}.")
     if result.too_few and verdict.interval:
-        lines.append(f"There are too few samples to certify {goal}: the interval reaches {verdict.interval[1]:.4g}.")
+        enough = f"about {result.samples_needed} would do" if result.samples_needed else "no number would do"
+        lines.append(
+            f"There are too few samples to certify {goal}, and all of them chose: the interval reaches "
+            f"{verdict.interval[1]:.4g}; {enough}."
+        )
     if verdict.interval is None and result.reference.samples is None:
         lines.append("evaluate returned one number, so there is no interval; per-sample scores would give one.")
     return " ".join(lines)
+
+
+def _drop(result: Result) -> str:
+    """What is lost, on which samples."""
+    lost = f"a drop of {result.verdict.drop:.4g}{_interval(result)}"
+    if result.verdict.samples is None or result.too_few:
+        return lost
+    return f"{lost} on the {result.verdict.samples} samples that did not choose it,"
+
+
+def _outcome(result: Result) -> str:
+    """Whether the goal is met, and how sure that is."""
+    if result.certified:
+        return "met, and certified"
+    if result.verdict.interval is None or result.too_few:
+        return "met" if result.met else "not met"
+    return "met, but not certified" if result.met else "not met on the samples that did not choose it"
 
 
 def _layers(count: int) -> str:

@@ -104,6 +104,7 @@ def quantize(
         graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
         reference = by_first(lambda: _reference(folder, graph, model, evaluate))
+        goal.check(reference)
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
@@ -167,6 +168,7 @@ class Findings:
     best: Trial
     verdict: Verdict
     too_few: bool
+    samples_needed: int | None
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
     weights: bytes | None = None
@@ -195,8 +197,9 @@ def walked(search: Search) -> Findings:
     return Findings(
         trials=tuple(search.trials),
         best=best,
-        verdict=search.verdict(best),
+        verdict=search.certificate(best),
         too_few=search.too_few(),
+        samples_needed=search.samples_needed(),
         sensitivities=search.sensitivities,
         stopped=stopped,
         weights=weights_of(search.context, candidate_of(best)),
@@ -218,6 +221,7 @@ def _result(found: Findings, context: Context) -> Result:
         best=found.best,
         verdict=found.verdict,
         too_few=found.too_few,
+        samples_needed=found.samples_needed,
         trials=found.trials,
         stages=stage_records(found.trials, higher_is_better=context.goal.higher_is_better),
         sensitivities=found.sensitivities,

@@ -1,15 +1,16 @@
 """A search under way: it measures candidates through the study, watches the budget, and knows the best so far."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Literal, cast, get_args
 
 from octavo.errors import QuantizationError
 from octavo.recovery.sensitivity import Sensitivity
-from octavo.workflow.goal import Score, Verdict
+from octavo.workflow.goal import Score, Verdict, halves
 from octavo.workflow.study import Study, Trial
 from octavo.workflow.trial import Candidate, Context, key_of, measure
 from octavo.workflow.view import View
@@ -21,6 +22,7 @@ MeasureAll = Callable[[Context, Sequence[Candidate], str], Iterator[tuple[Candid
 
 
 Prefer = Literal["accuracy", "latency"]  # what to spare where layers stay in float
+Part = Literal["choosing", "certifying", "all"]  # of the samples that are scored
 
 
 class BudgetSpentError(Exception):
@@ -119,7 +121,11 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _stored_seconds: float = 0.0
-    _verdicts: dict[str, Verdict] = field(default_factory=dict)  # a bootstrap takes a quarter of a second
+    _verdicts: dict[tuple[str, Part], Verdict] = field(default_factory=dict)  # a bootstrap takes a while
+
+    @cached_property
+    def _halves(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        return halves(self.context.reference)
 
     def measure(self, candidates: Sequence[Candidate], stage: str) -> list[Trial]:
         """The trials of `candidates`.
@@ -163,16 +169,41 @@ class Search:
             raise BudgetSpentError(reason)
 
     def verdict(self, trial: Trial) -> Verdict:
-        """How the trial stands to the float network."""
-        if trial.key not in self._verdicts:
+        """How the trial stands to the float network, on the samples that choose: a half, or all if they are too few."""
+        return self._judged(trial, "all" if self.too_few() else "choosing")
+
+    def certificate(self, trial: Trial) -> Verdict:
+        """How the trial that was chosen stands to the float network, on the half that did not choose it.
+
+        Where the samples are too few for halves it is that of all of them, and nothing is certified.
+        """
+        if not self.too_few():
+            return self._judged(trial, "certifying")
+        return replace(self._judged(trial, "all"), certified=False)
+
+    def _judged(self, trial: Trial, part: Part) -> Verdict:
+        at = (trial.key, part)
+        if at not in self._verdicts:
             found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
-            self._verdicts[trial.key] = self.context.goal.judge(self.context.reference, found)
-        return self._verdicts[trial.key]
+            of = None if self._halves is None or part == "all" else self._halves[part == "certifying"]
+            self._verdicts[at] = self.context.goal.judge(self.context.reference, found, of)
+        return self._verdicts[at]
 
     def too_few(self) -> bool:
-        """Whether the samples are too few to certify the goal even for the candidate that is nearest to float."""
-        noises = [self.verdict(trial).noise for trial in self.trials if trial.error is None and not trial.abandoned]
-        return min(noises, default=0.0) > self.context.goal.allowed(self.context.reference)
+        """Whether half of the samples is too few to certify the goal even for the candidate with the least noise."""
+        return self._noise() > self.context.goal.allowed(self.context.reference)
+
+    def _noise(self) -> float:
+        """How far the interval of half of the samples reaches beyond the drop, where it reaches least."""
+        scored = [trial for trial in self.trials if trial.error is None and not trial.abandoned]
+        return min((self._judged(trial, "choosing").noise for trial in scored), default=0.0)
+
+    def samples_needed(self) -> int | None:
+        """How many samples would certify the goal, about, if these are too few; None if they are not, or none would."""
+        samples, allowed = self.context.reference.samples, self.context.goal.allowed(self.context.reference)
+        if samples is None or not self.too_few() or allowed == 0 or math.isinf(self._noise()):
+            return None
+        return math.ceil(len(samples) * (self._noise() / allowed) ** 2)  # intervals shrink with the root of the number
 
     def settles(self, trial: Trial) -> bool:
         """Whether `trial` meets the goal as surely as the samples can tell: certified, if they are enough for that."""
