@@ -41,6 +41,7 @@ def measure(max_drop: float, smaller: int) -> dict[str, Any]:
             evaluate=evaluate,
             rules=RULES,
             max_drop=max_drop,
+            min_int8=0.0,
             engine="simulation",
             out=out,
         )

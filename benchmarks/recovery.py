@@ -236,6 +236,7 @@ def _partial(scored: Task, model: Any, rules: list[Rule], engine: str, target: A
                 target=target,
                 engine=engine,
                 max_drop=MAX_DROP,
+                min_int8=0.0,
                 out=out,
                 progress=False,
             )

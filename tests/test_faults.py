@@ -126,7 +126,9 @@ def test_an_engines_fault_is_not_repaired_by_the_search(network, monkeypatch, tm
         result = octavo.quantize(
             model, calibration=batches, evaluate=evaluate, max_drop=0.5, engine="wrong", out=tmp_path, progress=False
         )
-    assert result.met
+    assert result.verdict.met
+    assert not result.met
+    assert result.int8_share == pytest.approx(64 / (128 + 64))  # what is left on the engine, not what was planned
     assert {(trial.stage, trial.kept_float) for trial in result.trials} == {("ptq", ())}
     assert [kept.site for kept in result.coverage.kept_float] == ["a"]
     assert "left in float: a, because wrong computes it wrongly" in result.summary

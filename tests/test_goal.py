@@ -95,6 +95,12 @@ def test_a_verdict_of_some_samples_is_that_of_their_scores_alone() -> None:
     assert (found, found.samples) == (alone, 6)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_refused(share) -> None:
+    with pytest.raises(QuantizationError, match=r"min_int8: asked to run a share of .* from 0 to 1; pass min_int8=0.9"):
+        Goal(min_int8=share)
+
+
 def test_a_share_of_nothing_is_no_goal() -> None:
     for reference in (Score(metric=0.0), samples([0, 0, 0])):
         with pytest.raises(QuantizationError, match=r"at most 1 % of the float network's score, but .* scores 0; see"):

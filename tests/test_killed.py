@@ -45,7 +45,7 @@ def evaluate(network):
 (folder / "ready").touch()
 rules = [Rule("layers.2", bits=2), Rule("layers.5", bits=2), Rule("layers.7", bits=3), Rule("*")]
 octavo.quantize(model, calibration=[torch.randn(64, 16) for _ in range(4)], evaluate=evaluate, rules=rules,
-                max_drop=0.05, engine="simulation", out=folder / "run", progress=False)
+                max_drop=0.05, min_int8=0.0, engine="simulation", out=folder / "run", progress=False)
 """
 
 

@@ -66,7 +66,7 @@ def evaluate(network):
 
 def work(folder, out):
     octavo.quantize(model, calibration=batches, evaluate=evaluate, rules=[octavo.Rule("*", bits=3)], max_drop=0.0,
-                    engine="simulation", out=out, progress=False)
+                    min_int8=0.0, engine="simulation", out=out, progress=False)
 """
 
 SAVE = """

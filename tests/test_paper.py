@@ -71,6 +71,7 @@ def test_partial_quantization_mends_what_calibration_cannot() -> None:
         evaluate=lambda network: scored.score(scored.predict(network)),
         rules=rules,
         engine="simulation",
+        min_int8=0.0,
         progress=False,
     )
     evaluations = {stage.stage: stage.trials for stage in result.stages}

@@ -45,7 +45,7 @@ def train(module):
 def quantize(**options):
     rules = [Rule(role="weight", bits=3), Rule("*", bits=4)]
     arguments = {"calibration": share, "evaluate": evaluate, "train": train, "rules": rules, "max_drop": 0.0}
-    arguments |= {"engine": "simulation", "progress": False, "example": batches[0]}
+    arguments |= {"engine": "simulation", "progress": False, "example": batches[0], "min_int8": 0.0}
     return octavo.quantize(model, **{**arguments, **options})
 
 

@@ -93,9 +93,10 @@ def test_an_impossible_goal_climbs_every_rung_and_returns_the_best_seen(case) ->
 def test_partial_quantization_leaves_the_sensitive_layer_in_float(case) -> None:
     """Two bits in one layer break the network; leaving that one in float mends it."""
     rules = [Rule("hidden.3", bits=2), Rule("*")]
-    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, **FAST)
+    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, min_int8=0.5, **FAST)
     assert result.met
     assert result.stages[-1].stage == "partial"
+    assert 0.5 <= result.int8_share < 1
     assert "hidden.3" in result.kept_float
     assert len(result.kept_float) <= 4  # of 15, additions among them: the samples are a random draw
     assert result.sensitivities[0].layer == "hidden.3"
@@ -103,6 +104,30 @@ def test_partial_quantization_leaves_the_sensitive_layer_in_float(case) -> None:
     assert {kept.site for kept in result.coverage.kept_float} == {
         layer for layer in result.kept_float if "add" not in layer
     }
+
+
+def test_no_more_is_left_in_float_than_the_goal_allows(case) -> None:
+    rules = [Rule("hidden.3", bits=2), Rule("*")]
+    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, min_int8=1.0, **FAST)
+    assert not result.met
+    assert result.int8_share == 1
+    assert not any(trial.kept_float for trial in result.trials)
+
+
+def test_what_keeps_its_accuracy_by_staying_in_float_does_not_meet_the_goal(case) -> None:
+    rules = [Rule("hidden", skip=True), Rule("*")]
+    result = octavo.quantize(**case, rules=rules, max_drop=0.2, trials=1, **FAST)
+    assert result.verdict.met
+    assert (result.met, result.certified) == (False, False)
+    linears = {name: layer for name, layer in case["model"].named_modules() if isinstance(layer, nn.Linear)}
+    work = {name: layer.weight.numel() for name, layer in linears.items()}
+    share = sum(count for name, count in work.items() if not name.startswith("hidden")) / sum(work.values())
+    assert result.int8_share == pytest.approx(share)
+    assert (
+        f"not met: {100 * share:.3g} % of the multiplications run on integers, and 90 % are asked for" in result.summary
+    )
+    assert result.record()["int8_share"] == result.int8_share
+    assert octavo.quantize(**case, rules=rules, max_drop=0.2, trials=1, min_int8=0.0, **FAST).met
 
 
 def test_a_metric_that_falls_when_it_improves(case) -> None:
@@ -209,7 +234,7 @@ def test_labels_of_any_type_may_stand_beside_the_inputs(case) -> None:
 
 def test_latency_spares_layers_that_cost_time(case) -> None:
     rules = [Rule("hidden.3", bits=2), Rule("*")]
-    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, prefer="latency", **FAST)
+    result = octavo.quantize(**case, rules=rules, max_drop=0.08, relative=False, min_int8=0.5, prefer="latency", **FAST)
     assert result.met
     assert "hidden.3" in result.kept_float
 

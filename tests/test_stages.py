@@ -13,7 +13,7 @@ from octavo import Rule, Schedule
 from octavo.cli import app
 from octavo.recovery.repair import REPAIRS
 
-FAST = {"engine": "simulation", "progress": False}
+FAST = {"engine": "simulation", "progress": False, "min_int8": 0.0}  # so that every stage has something to try
 THREE_BITS = [Rule(role="weight", bits=3), Rule("*", bits=4)]
 
 

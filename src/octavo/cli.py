@@ -41,6 +41,10 @@ def run(
         str | None,
         typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  [default: 1%]"),
     ] = None,
+    min_int8: Annotated[
+        float | None,
+        typer.Option(help="The share of the multiplications that has to run on integers.  [default: 0.9]"),
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Stop after 90s, 30m, 2h and return the best so far.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for all results.  [default: runs/RECIPE]")] = None,
@@ -55,7 +59,14 @@ def run(
 
         folder = out or (what if what.is_dir() else Path("runs") / what.stem)
         settings = settings_of(
-            what, max_drop=max_drop, budget=budget, trials=trials, prefer=prefer, engine=engine, trials_on=trials_on
+            what,
+            max_drop=max_drop,
+            min_int8=min_int8,
+            budget=budget,
+            trials=trials,
+            prefer=prefer,
+            engine=engine,
+            trials_on=trials_on,
         )
         run_recipe(settings, folder, console)
     except QuantizationError as error:

@@ -6,12 +6,11 @@ more than `LIMITS`.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -20,9 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import attribute
+from octavo.network.work import multiplications
 from octavo.quiet import quiet
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ def check_cost(module: GraphModule, leaves: Sequence[Any], limits: Limits, *, re
             values[node] = _value(module, node, inputs, values, mode)
         if node.op != "get_attr":
             alive += _bytes(values[node])
-            multiplied += _multiplications(node, values)
+            multiplied += multiplications(node, values)
         if recorded and node.op != "output":
             _compare(node, values[node])
         if alive > limits.bytes or multiplied > limits.multiplications:
@@ -103,66 +101,6 @@ def _naming(node: Node) -> Iterator[None]:
 
 def _bytes(value: Any) -> float:
     return float(sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)))
-
-
-def _multiplications(node: Node, values: dict[Node, Any]) -> float:
-    """An upper bound, for the operations in which every output is a sum of products."""
-    count = _PRODUCTS.get(node.target) if node.op == "call_function" else None
-    if count is None:
-        return 0.0
-    args, _ = map_arg((node.args, node.kwargs), values.__getitem__)
-    return float(count(tree_leaves(values[node])[0].numel(), *args))
-
-
-def _per_output(outputs: int, x: Tensor, weight: Tensor, *_: Any) -> float:
-    return outputs * weight.numel() / max(1, weight.shape[0])
-
-
-def _per_input(outputs: int, x: Tensor, weight: Tensor, *_: Any) -> float:
-    return x.numel() * weight.numel() / max(1, weight.shape[0])
-
-
-def _last(outputs: int, left: Tensor, *_: Any) -> float:
-    return float(outputs * (left.shape[-1] if left.ndim else 1))
-
-
-def _recurrent(outputs: int, x: Tensor, state: Any, weights: Any, *_: Any) -> float:
-    """Every step of every sample meets every weight."""
-    return float(x.numel() / max(1, x.shape[-1]) * sum(weight.numel() for weight in tree_leaves(weights)))
-
-
-def _every(outputs: int, *args: Any) -> float:
-    """Of all operands with all: no sum is larger."""
-    product = 1.0
-    for leaf in tree_leaves(args):
-        product *= leaf.numel() if isinstance(leaf, Tensor) else 1
-    return product
-
-
-_PRODUCTS: dict[Any, Callable[..., float]] = {
-    aten.linear.default: _per_output,
-    aten.conv1d.default: _per_output,
-    aten.conv2d.default: _per_output,
-    aten.conv3d.default: _per_output,
-    aten.convolution.default: _per_output,
-    aten.conv_transpose1d.default: _per_input,
-    aten.conv_transpose2d.input: _per_input,
-    aten.conv_transpose3d.input: _per_input,
-    aten.matmul.default: _last,
-    aten.mm.default: _last,
-    aten.bmm.default: _last,
-    aten.mv.default: _last,
-    aten.cdist.default: _last,
-    aten.addmm.default: lambda outputs, bias, left, *_: _last(outputs, left),
-    aten.baddbmm.default: lambda outputs, bias, left, *_: _last(outputs, left),
-    aten.lstm.input: _recurrent,
-    aten.gru.input: _recurrent,
-    aten.rnn_tanh.input: _recurrent,
-    aten.rnn_relu.input: _recurrent,
-    aten.einsum.default: _every,
-    aten.bilinear.default: _every,
-    aten.kron.default: _every,
-}
 
 
 def _compare(node: Node, found: Any) -> None:

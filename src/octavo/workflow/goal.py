@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
@@ -66,16 +66,26 @@ class Goal:
     max_drop          0.01 is 1 % of the float metric if `relative`, else 0.01 of the metric's own unit
     higher_is_better  of the metric
     confidence        of the intervals
-    raises            QuantizationError for a max_drop that is negative or no number
+    min_int8          the share of the multiplications that has to run on integers, 0 … 1: what keeps its accuracy by
+                      staying in float is not what was asked for
+    raises            QuantizationError for a max_drop that is negative or no number, and for no share
     """
 
     max_drop: float = 0.01
     relative: bool = True
     higher_is_better: bool = True
     confidence: float = 0.95
+    min_int8: float = field(default=0.9, repr=False)  # trials, which are named after this, do not depend on it
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not 0 <= self.min_int8 <= 1:
+            raise QuantizationError(
+                asked=f"run a share of {self.min_int8} of the multiplications on integers",
+                seen="a share is a number from 0 to 1",
+                remedy="pass min_int8=0.9 for nine of ten",
+                site="min_int8",
+            )
         if not (math.isfinite(self.max_drop) and self.max_drop >= 0 and 0 < self.confidence < 1):
             raise QuantizationError(
                 asked=f"stay within a drop of {self.max_drop} with confidence {self.confidence}",

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, Literal
 
-from octavo.engines.ran import Ran, ran
+from octavo.engines.ran import Ran, per_cent, ran
 from octavo.former import field_of_old
 from octavo.machine import machine, versions
 from octavo.network.plan import Coverage
@@ -31,7 +31,8 @@ class StageRecord:
 class Result:
     """The best integer network that was found, and how it was found.
 
-    met            whether the goal is met
+    met            whether the goal is met: it loses no more, and enough of it runs on integers
+    int8_share     of all multiplications, those that run on integers, 0 … 1; for the simulation, those that are planned
     model          the network on its engine, called like the user's model
     net            what it was compiled from: `octavo.compile` it for another engine
     reference      the float network's score
@@ -46,6 +47,7 @@ class Result:
     """
 
     met: bool
+    int8_share: float
     model: Callable[..., Any]
     net: Quantized
     engine: str
@@ -75,8 +77,8 @@ class Result:
 
     @property
     def certified(self) -> bool:
-        """Whether samples that did not choose it say, with the goal's confidence, that it loses no more than that."""
-        return self.verdict.certified and self.verdict.interval is not None and not self.too_few
+        """Whether it is met, and samples that did not choose it say so with the goal's confidence."""
+        return self.met and self.verdict.certified and self.verdict.interval is not None and not self.too_few
 
     @property
     def kept_float(self) -> tuple[str, ...]:
@@ -118,6 +120,8 @@ class Result:
                 "samples": samples,
             },
             "met": self.met,
+            "int8_share": self.int8_share,
+            "min_int8": self.goal.min_int8,
             "max_drop": self.goal.max_drop,
             "relative": self.goal.relative,
             "interval": list(verdict.interval) if verdict.interval else None,
@@ -223,6 +227,9 @@ def _drop(result: Result) -> str:
 
 def _outcome(result: Result) -> str:
     """Whether the goal is met, and how sure that is."""
+    if result.int8_share < result.goal.min_int8:
+        found, asked = per_cent(result.int8_share), per_cent(result.goal.min_int8)
+        return f"not met: {found} of the multiplications run on integers, and {asked} are asked for"
     if result.certified:
         return "met, and certified"
     if result.verdict.interval is None or result.too_few:

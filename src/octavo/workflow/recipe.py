@@ -20,6 +20,7 @@ from torch import nn
 from octavo.arguments import checked, made_folder
 from octavo.engines import target_for
 from octavo.engines.auto import AUTO
+from octavo.engines.ran import ran
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
 from octavo.network.digest import digest_of_graph, source_of
@@ -30,6 +31,7 @@ from octavo.network.quantized import Quantized, origin_of
 from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target
+from octavo.network.work import planned_share, work_of
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
@@ -64,6 +66,7 @@ def quantize(
     relative: bool = True,
     higher_is_better: bool = True,
     confidence: float = 0.95,
+    min_int8: float = 0.9,
     example: Any = None,
     dynamic_axes: Sequence[int] = (0,),
     rules: Sequence[Rule] = (EVERYTHING,),
@@ -83,6 +86,8 @@ def quantize(
     evaluate      (network) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice, hopeless
                   candidates are abandoned half-way
     max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
+    min_int8      the share of the multiplications that has to run on integers for the goal to be met; no more layers
+                  are left in float than that allows
     example       by default the first calibration batch, without what `forward` does not take; where it takes more than
                   it needs, say here what the network is to read of a batch
     rules, target see `make_plan`; by default everything, for the engine
@@ -96,7 +101,13 @@ def quantize(
     raises        QuantizationError if there is nothing to quantize, and if not a single candidate could be scored
     """
     preference(prefer)
-    goal = Goal(max_drop=max_drop, relative=relative, higher_is_better=higher_is_better, confidence=confidence)
+    goal = Goal(
+        max_drop=max_drop,
+        relative=relative,
+        higher_is_better=higher_is_better,
+        confidence=confidence,
+        min_int8=min_int8,
+    )
     limit = Budget(seconds=None if budget is None else duration(budget), trials=trials)
     engine = engine_named(engine)
     with together(), _folder(out) as folder:
@@ -211,8 +222,12 @@ def _result(found: Findings, context: Context) -> Result:
     network = network_of(net, context.engine)
     origin = origin_of(network)
     net = origin.net if origin is not None and isinstance(origin.net, Quantized) else net  # less, on some engines
+    told = ran(network)
+    share = told.share if told is not None else planned_share(net.plan, work_of(net.plan))
+    share = 1.0 if share is None else share  # nothing is multiplied
     return Result(
-        met=found.verdict.met,
+        met=found.verdict.met and share >= context.goal.min_int8,
+        int8_share=share,
         model=network,
         net=net,
         engine=context.engine,

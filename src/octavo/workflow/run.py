@@ -47,6 +47,7 @@ class Settings(BaseModel):
     prefer: str = "accuracy"
     engine: str = "auto"
     trials_on: str | None = None
+    min_int8: float | None = None
     rounds: int = 20
 
     def drop(self) -> dict[str, Any]:
@@ -169,6 +170,7 @@ def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
         "trials_on": settings.trials_on,
         "example": recipe.example() if recipe.example else None,
         "train": recipe.train,
+        **({} if settings.min_int8 is None else {"min_int8": settings.min_int8}),
         **recipe.options(),
     }
     result = quantize(model, calibration=calibration, evaluate=recipe.evaluate, out=out, **arguments)

@@ -14,6 +14,7 @@ from itertools import islice
 
 from octavo.network.partial import layers
 from octavo.network.plan import Plan, Quantizer
+from octavo.network.work import planned_share, work_of
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
@@ -107,6 +108,8 @@ def train(search: Search) -> None:
 def partial(search: Search) -> None:
     """Stage d: the smallest set of layers left in float that meets the goal, from the best candidate not yet fitted.
 
+    No larger one is tried than leaves the goal's share of the multiplications on integers.
+
     What is fitted to the rounding of all layers is wrong when some are no longer rounded: of ResNet-20 with activations
     of four bits 12 layers would stay in float instead of 6.
     """
@@ -114,7 +117,8 @@ def partial(search: Search) -> None:
     if best is None:
         return
     start = candidate_of(best)
-    order = layers(quantized(search.context, start).plan)
+    plan = quantized(search.context, start).plan
+    order = layers(plan)
     search.view.doing("sensitivity of every layer")
     search.sensitivities = _sensitivities(search, start)
     ranked = [row.layer for row in sorted(search.sensitivities, key=_gain(search.prefer), reverse=True)]
@@ -123,7 +127,15 @@ def partial(search: Search) -> None:
         (trial,) = search.measure([replace(start, kept_float=_in_order(kept, order))], "partial")
         return search.settles(trial)
 
-    smallest_set(ranked, works, trims=math.floor(math.log2(len(ranked))) + TRIMS if ranked else 0)
+    allowed = _within(search.context.goal.min_int8, plan, ranked)
+    smallest_set(allowed, works, trims=math.floor(math.log2(len(allowed))) + TRIMS if allowed else 0)
+
+
+def _within(share: float, plan: Plan, ranked: Sequence[str]) -> Sequence[str]:
+    """As many of `ranked`, from the front, as may be left in float, and one more: `smallest_set` never leaves all."""
+    work = work_of(plan)
+    allowed = sum(planned_share(plan, work, ranked[: count + 1]) >= share for count in range(len(ranked)))
+    return ranked[: allowed + 1]
 
 
 TRIMS = 8  # attempts to put a layer back, beyond log₂ of their number
