@@ -128,3 +128,12 @@ def test_recipes_may_import_what_lies_beside_them(recipe, tmp_path) -> None:
     (tmp_path / "beside_the_recipe.py").write_text("ANSWER = 42\n")
     recipe.write_text(RECIPE + "\nfrom beside_the_recipe import ANSWER\noptions = lambda: {'trials': ANSWER}\n")
     assert load_recipe(recipe).options() == {"trials": 42}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("run", "[default: 1%]"), ("run", "[default: 0.9]"), ("demo", "octavo[zoo]")]
+)
+def test_help_says_what_stands_in_brackets(command, said) -> None:
+    """Brackets are markup to who prints the help."""
+    _, printed = octavo(command, "--help")
+    assert said in printed

@@ -21,7 +21,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for result.json.")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contestant is timed.")] = 20,
 ) -> None:
-    """Quantize EfficientNet-Lite0, score it on photographs and time it against float. Needs octavo[zoo]."""
+    """Quantize EfficientNet-Lite0, score it on photographs and time it against float. Needs octavo\\[zoo]."""
     console = Console()
     try:
         from octavo.zoo.demo import demonstrate  # noqa: PLC0415 (torch takes seconds to import; --help should not)
@@ -39,17 +39,17 @@ def run(
     ],
     max_drop: Annotated[
         str | None,
-        typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  [default: 1%]"),
+        typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  \\[default: 1%]"),
     ] = None,
     min_int8: Annotated[
         float | None,
-        typer.Option(help="The share of the multiplications that has to run on integers.  [default: 0.9]"),
+        typer.Option(help="The share of the multiplications that has to run on integers.  \\[default: 0.9]"),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Stop after 90s, 30m, 2h and return the best so far.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for all results.  [default: runs/RECIPE]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for all results.  \\[default: runs/RECIPE]")] = None,
     prefer: Annotated[str | None, typer.Option(help="accuracy: few layers in float; latency: cheap ones.")] = None,
-    engine: Annotated[str | None, typer.Option(help="What candidates are scored on.  [default: auto]")] = None,
+    engine: Annotated[str | None, typer.Option(help="What candidates are scored on.  \\[default: auto]")] = None,
     trials_on: Annotated[str | None, typer.Option(help="ray: spread trials over a Ray cluster.")] = None,
 ) -> None:
     """Quantize by a recipe: model(), calibration(), evaluate(model). Ctrl-C returns the best so far."""
@@ -77,7 +77,9 @@ def run(
 @app.command()
 def bench(
     artifact: Annotated[Path, typer.Argument(help="A network that octavo.save wrote.")],
-    engine: Annotated[str | None, typer.Option(help="Run it on this engine.  [default: that it was saved for]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="Run it on this engine.  \\[default: that it was saved for]")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a call.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="How often each contestant is timed.")] = 20,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the record here.")] = None,
