@@ -149,6 +149,16 @@ def test_weights_of_every_scheme_keep_their_integers(scheme, calibrated, tmp_pat
     assert_equal(simulate(artifact.net)(x), simulate(net)(x))
 
 
+def test_a_parameter_that_reaches_a_layer_as_an_activation_stays_float(calibrated, network, tmp_path) -> None:
+    """A class token is rounded where the layer reads it, on a scale that the data chose; it is not that."""
+    token = nn.Parameter(10 * torch.randn(1, 1, 8))
+    model = network(lambda s, x: s.l(torch.cat([s.t.expand(x.shape[0], -1, -1), x], 1)), l=nn.Linear(8, 4))
+    model.t = token
+    net = calibrated(model.eval(), torch.randn(3, 5, 8))
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
+    assert torch.equal(read(tmp_path / "net.octavo").net.graph.module.t, token)
+
+
 def test_a_weight_that_is_also_read_in_float_stays_float(calibrated, tmp_path):
     model = Tied().eval()
     rules = [octavo.Rule(operation="embedding", skip=True), octavo.Rule()]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from octavo.errors import QuantizationError
-from octavo.workflow.goal import Goal, Score, halves, in_order, score
+from octavo.workflow.goal import Goal, Score, halves, in_order, score, unseen
 
 
 def samples(values) -> Score:
@@ -85,6 +85,23 @@ def test_halves_share_what_float_gets_right_and_the_classes_of_sorted_data() -> 
         assert 40 <= sum(start <= number < start + 100 for number in first) <= 60
     assert halves(Score(metric=0.5)) is None
     assert halves(samples([1, 0, 1])) is None
+
+
+def test_what_certifies_does_not_turn_a_candidate_down() -> None:
+    reference = samples(torch.ones(1000))
+    choosing, certifying = halves(reference)
+    lost = torch.zeros(1000)
+    for half, hopeless in ((certifying, False), (choosing, True)):
+        found = lost.clone()
+        found[list(half)] = 1.0
+        seen = [1.0 - float(found[place]) for block in in_order(1000)[:32] for place in range(block.start, block.stop)]
+        assert Goal().hopeless(reference, seen) == hopeless
+
+
+def test_what_no_sample_shows_may_still_happen() -> None:
+    assert unseen(samples([1, 1, 1]), samples([1, 1, 1])) == 1.0
+    assert unseen(samples([0.5] * 300), samples([0.25] * 300)) == pytest.approx(3 * 0.5 / 300)
+    assert unseen(samples([-2.0, 1.0] * 50)) == pytest.approx(3 * 3.0 / 100)
 
 
 def test_a_verdict_of_some_samples_is_that_of_their_scores_alone() -> None:

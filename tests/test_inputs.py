@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import octavo
-from octavo.engines import available, target_for
+from octavo.engines import available, check, target_for
 from octavo.errors import QuantizationError
+from octavo.recovery.stepwise import values_of
 
 ENGINES = available()
 VECTORIZED = [name for name in ENGINES if name != "reference"]
@@ -60,6 +61,31 @@ def test_a_sequence_longer_than_the_table_of_positions(engine, network, calibrat
     assert run(torch.randn(3, 16, 8)).shape == (3, 16, 6)
     with pytest.raises(QuantizationError, match="the network has room for 16 along axis 1"):
         run(torch.randn(3, 17, 8))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, both):
+        return self.a(both["a"]) + self.b(both["b"])
+
+
+def test_keys_in_another_order_are_the_same_input() -> None:
+    """Whoever runs a graph node by node reads them by name, as the user's model does."""
+    model, small, large = Named().eval(), torch.randn(32, 4), 100 * torch.randn(32, 4)
+    plan = octavo.make_plan(octavo.capture(model, ({"a": small, "b": large},)))
+    stats = octavo.observe(plan, [({"b": large, "a": small},)])
+    assert stats["a.input"].maximum == small.max()
+    net = octavo.choose_params(plan, stats, "max")
+    turned = {"b": large, "a": small}
+    want = octavo.simulate(net)(turned)
+    assert torch.equal(check.ran(octavo.simulate(net), [((turned,), {})])[0][0], want)
+    assert torch.equal(check.simulated(net, [((turned,), {})])[0][0], want)
+    torch.testing.assert_close(octavo.compile(net, engine="reference")(turned), want)
+    assert list(values_of(net.graph, (turned,)).values())[-1][0].shape == want.shape
+    torch.testing.assert_close(list(values_of(net.graph, (turned,)).values())[-1][0], model(turned))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

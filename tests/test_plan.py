@@ -1,5 +1,7 @@
 """Placement: which sites exist, what shares a quantizer, what each target leaves out, and what the coverage says."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -341,6 +343,26 @@ def test_parts_of_a_packed_projection_have_ranges_of_their_own(transformer) -> N
     plan = make_plan(transformer, target="paper")
     products = [name for name in sites(plan) if "matmul" in name]
     assert products == [f"self_attn.{product}.{role}" for product in ("matmul", "matmul@1") for role in ("lhs", "rhs")]
+
+
+def test_a_product_of_a_tensor_with_itself_has_one_quantizer_whatever_its_sides_ask_for(network, tmp_path) -> None:
+    model = network(lambda s, x: (lambda y: y @ y)(s.a(x)), a=nn.Linear(4, 4))
+    x = torch.randn(2, 4, 4)
+    plan = planned(model, x, Rule(role="rhs", bits=7), Rule())
+    assert sites(plan)["matmul.lhs"] == ["matmul.lhs", "matmul.rhs"]
+    for same in (plan, copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        net = octavo.choose_params(same, octavo.observe(same, [x]))
+        octavo.save(net, tmp_path / "net.octavo", engine="reference")
+        torch.testing.assert_close(octavo.load(tmp_path / "net.octavo")(x), octavo.simulate(net)(x))
+
+
+def test_a_plan_and_its_markers_are_of_one_graph(network) -> None:
+    model = network(lambda s, x: s.a(x), a=nn.Linear(4, 4))
+    plan, other = planned(model, rows), capture(model, rows)
+    with pytest.raises(
+        QuantizationError, match=r"its markers stand in a graph with another a\.weight; put the whole on"
+    ):
+        replace(plan, graph=other)
 
 
 def test_split_parts_have_ranges_of_their_own(network) -> None:

@@ -376,12 +376,29 @@ def test_what_chooses_a_candidate_does_not_certify_it(case) -> None:
     result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, **FAST)
     assert [stage.stage for stage in result.stages] == ["ptq"]  # where they were chosen they were certain
     assert (result.met, result.certified, result.too_few) == (False, False, False)
+    assert "the stage ptq met the goal on the samples that choose" in result.summary
     assert result.verdict.drop == pytest.approx(0.1)
     assert result.verdict.samples == len(second) == len(first) == 2000
     assert "on the 2000 samples that did not choose it" in result.summary
     assert "The goal is not met on the samples that did not choose it" in result.summary
     record = result.record()
     assert (record["met"], record["certified"], record["certified_on"]) == (False, False, 2000)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 60, 300])
+def test_few_samples_on_which_networks_agree_certify_nothing(case, number) -> None:
+    """Of 60 samples none may show what happens to one in twenty."""
+    evaluate = lambda network: torch.ones(number)  # noqa: E731
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, trials=1, **FAST)
+    assert (result.met, result.certified, result.too_few) == (True, False, True)
+    assert result.record()["certified_on"] is None
+    assert "that did not choose it" not in result.summary
+
+
+def test_many_samples_on_which_networks_agree_do(case) -> None:
+    evaluate = lambda network: torch.ones(700)  # noqa: E731
+    result = octavo.quantize(case["model"], calibration=case["calibration"], evaluate=evaluate, trials=1, **FAST)
+    assert (result.met, result.certified, result.samples_needed) == (True, True, None)
 
 
 def test_how_many_samples_would_do(case) -> None:

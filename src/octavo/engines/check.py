@@ -152,7 +152,7 @@ def moved(net: Quantized, calls: Sequence[Call], near_tie: float) -> Iterator[Ou
 def _rounded(net: Quantized, at: Callable[[str, Tensor], Tensor], calls: Sequence[Call]) -> Outputs:
     """What the network returns, on its own device, with `at` wherever it rounds."""
     marked = net.plan.marked
-    return ran(Rounded(marked.module, marked.example_kwargs, at), calls, device=marked.device)
+    return ran(Rounded(marked.module, at), calls, device=marked.device)
 
 
 def ran(model: Network, calls: Sequence[Call], *, device: torch.device | None = None) -> Outputs:

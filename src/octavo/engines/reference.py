@@ -64,7 +64,7 @@ def compile_reference(net: Quantized) -> "ReferenceModel":
     marked = clone(net.plan.marked)
     layers, nodes = compute_heavy(net.graph, net.plan.target), marked.module.graph.nodes
     executions = {layers[node.name]: _execution(node) for node in nodes if node.name in layers}
-    return ReferenceModel(marked.module, tuple(marked.example_kwargs), dict(net.values), net.graph.inputs, executions)
+    return ReferenceModel(marked.module, dict(net.values), net.graph.inputs, executions)
 
 
 def _execution(node: Node) -> Execution:
@@ -86,13 +86,12 @@ class ReferenceModel(Compiled, nn.Module):
     def __init__(
         self,
         module: GraphModule,
-        keywords: tuple[str, ...],
         values: dict[str, QParams],
         inputs: Inputs,
         executions: dict[str, Execution],
     ) -> None:
         super().__init__()
-        self.module, self.keywords, self.values, self.inputs = module, keywords, values, inputs
+        self.module, self.values, self.inputs = module, values, inputs
         self._executions = executions
 
     def executions(self) -> dict[str, Execution]:
@@ -102,7 +101,7 @@ class ReferenceModel(Compiled, nn.Module):
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.inputs.check(args, kwargs, device=device_of(self.module))
-        at = _IntegerInterpreter(self.module, self.keywords, lambda name, x: integers(x, self.values[name]))
+        at = _IntegerInterpreter(self.module, lambda name, x: integers(x, self.values[name]))
         return at(*args, **kwargs)
 
 

@@ -75,7 +75,7 @@ def observe(plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> St
             histograms[name].update(x, site=name)
         return x
 
-    watched, samples = Rounded(plan.marked.module, plan.marked.example_kwargs, count), Samples(plan.graph)
+    watched, samples = Rounded(plan.marked.module, count), Samples(plan.graph)
     total = len(batches) if isinstance(batches, Sized) else None
     seen = 0
     with together():

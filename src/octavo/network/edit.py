@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._pytree import tree_flatten_spec
 from torch.fx.node import map_arg
 
 from octavo.quiet import OWN_DEPRECATION, quiet
@@ -28,6 +29,12 @@ def copy_graph(module: GraphModule) -> Graph:
     """A copy of its graph, to be edited and given to `with_graph`."""
     with quiet(ignored=(OWN_DEPRECATION,)):
         return copy.deepcopy(module.graph)
+
+
+def flat_inputs(module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The leaves of a call in the order of the graph's inputs, in whatever order the call has its keys."""
+    spec = module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
+    return list(tree_flatten_spec((args, kwargs), spec))
 
 
 def with_graph(module: GraphModule, graph: Graph) -> GraphModule:

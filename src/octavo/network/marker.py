@@ -9,12 +9,12 @@ It says which quantizer rounds it, and computes nothing. Whatever is made of a p
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils._pytree import tree_leaves
 
 from octavo.network import edit
 from octavo.network.graph import Graph
@@ -108,18 +108,16 @@ class Rounded(Interpreter):
     """The module of a marked graph, called like the user's model, node by node: `at(name, x)` stands for every marker.
 
     One thread at a time may call it.
-    keywords  the names of its keyword inputs, in their order
-    at        (quantizer, what reaches it) → what its readers read
+    at  (quantizer, what reaches it) → what its readers read
     """
 
-    def __init__(self, module: GraphModule, keywords: Iterable[str], at: Callable[[str, Tensor], Any]) -> None:
+    def __init__(self, module: GraphModule, at: Callable[[str, Tensor], Any]) -> None:
         super().__init__(module)
         self.extra_traceback = False  # our errors name the site themselves
-        self.keywords, self.at = tuple(keywords), at
+        self.inputs_of, self.at = partial(edit.flat_inputs, module), at
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = tree_leaves((args, {name: kwargs[name] for name in self.keywords}))
-        out = self.run(*inputs, enable_io_processing=False)
+        out = self.run(*self.inputs_of(args, kwargs), enable_io_processing=False)
         return self.graph.process_outputs(out)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

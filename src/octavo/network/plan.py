@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Node
 
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
-from octavo.network.edit import layer_of
+from octavo.network.edit import attribute, layer_of
 from octavo.network.graph import Graph
 from octavo.network.marker import Mark, marks, with_markers
 from octavo.network.operations import (
@@ -87,9 +88,12 @@ class Coverage:
 class Plan:
     """A network with a marker wherever a tensor is rounded, and the quantizers that the markers name.
 
+    Change neither graph in place: `octavo.network.quantized.on_graph` puts a plan on another network.
+
     graph       the float network
-    marked      the same with the markers: see `octavo.network.marker`
+    marked      the same with the markers, on the same parameters: see `octavo.network.marker`
     quantizers  in the order of the data flow; their names are unique
+    raises      QuantizationError for a graph and a marked graph of different parameters
     """
 
     graph: Graph = field(repr=False, compare=False)
@@ -98,6 +102,16 @@ class Plan:
     rules: tuple[Rule, ...]
     quantizers: tuple[Quantizer, ...]
     coverage: Coverage
+
+    def __post_init__(self) -> None:
+        float_ones, ours = (_parameters(graph) for graph in (self.graph, self.marked))
+        other = [name for name, tensor in ours.items() if float_ones.get(name) is not tensor]
+        if other:
+            raise QuantizationError(
+                asked="hold a plan on a graph",
+                seen=f"its markers stand in a graph with another {other[0]}",
+                remedy="put the whole on the graph: octavo.network.quantized.on_graph(net, graph)",
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As files have it: the float network, and where its markers stand."""
@@ -112,15 +126,33 @@ def planned(
     quantizers: tuple[Quantizer, ...],
     coverage: Coverage,
 ) -> Plan:
-    """The plan of `graph` whose markers stand where `found` says."""
+    """The plan of `graph` whose markers stand where `found` says.
+
+    A product of a tensor with itself reads it once, whatever the schemes of its sides: the first quantizer serves both.
+    """
+    owners: dict[tuple[str, str], str] = {}
+    serves: dict[str, str] = {}  # {a quantizer: the one that stands where it would}
+    for mark in found:
+        owner = owners.setdefault((mark.source, mark.user), mark.name)
+        serves[mark.name] = mark.name if owner == mark.name else serves.get(mark.name, owner)
+    own = {q.name: [*q.sites] for q in quantizers if serves[q.name] == q.name}
+    for quantizer in quantizers:
+        if quantizer.name not in own:
+            own[serves[quantizer.name]] += quantizer.sites
     return Plan(
         graph=graph,
-        marked=with_markers(graph, found),
+        marked=with_markers(graph, [Mark(name, *edge) for edge, name in owners.items()]),
         target=target,
         rules=rules,
-        quantizers=quantizers,
+        quantizers=tuple(replace(q, sites=tuple(own[q.name])) for q in quantizers if q.name in own),
         coverage=coverage,
     )
+
+
+def _parameters(graph: Graph) -> dict[str, Tensor]:
+    """{name: tensor} of all that the graph reads."""
+    nodes = graph.module.graph.find_nodes(op="get_attr")
+    return {str(node.target): attribute(graph.module, node) for node in nodes}
 
 
 @checked

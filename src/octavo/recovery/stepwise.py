@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from octavo.errors import QuantizationError
-from octavo.network.edit import attribute
+from octavo.network.edit import attribute, flat_inputs
 from octavo.network.graph import Graph, network_inputs
 from octavo.network.operations import OUTPUT, operands
 from octavo.network.quantized import Quantized
@@ -151,7 +151,7 @@ def _sizes(graph: Graph, inputs: Sequence[Any]) -> Iterator[int | torch.SymInt]:
 def _inputs(graph: Graph, batch: Any) -> list[Any]:
     """The leaves of what the network reads of `batch`, in the order of the graph's inputs and on its device."""
     args, kwargs = network_inputs(graph, batch)
-    leaves = tree_leaves((args, {name: kwargs[name] for name in graph.example_kwargs}))
+    leaves = flat_inputs(graph.module, args, kwargs)
     return [leaf.detach().to(graph.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 

@@ -131,10 +131,12 @@ def _store_tensors(net: Quantized, store: TensorStore) -> dict[str, StoredTensor
 
 def _quantizers_of_tensors(plan: Plan) -> dict[str, str]:
     """{tensor: the one quantizer through which all its readers see it}."""
+    constants = {quantizer.name for quantizer in plan.quantizers if quantizer.constant}  # on scales of their own
     seen: dict[str, set[str | None]] = {}
     for node in plan.marked.module.graph.nodes:
         if node.op == "get_attr":
-            readers = {quantizer_of(user) if is_marker(user) else None for user in node.users}
+            names = [quantizer_of(user) if is_marker(user) else None for user in node.users]
+            readers = {name if name in constants else None for name in names}
             seen.setdefault(str(node.target), set()).update(readers)
     found = {name: next(iter(readers)) for name, readers in seen.items() if len(readers) == 1}
     return {name: quantizer for name, quantizer in found.items() if quantizer is not None}

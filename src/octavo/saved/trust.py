@@ -142,6 +142,8 @@ def network_of(
     graph = graph_from(record.graph, real, operators=operators)
     check_graph(graph)
     plan = _plan(record.plan, graph)
+    known = {quantizer.name for quantizer in plan.quantizers}  # what a product of a tensor with itself had twice is one
+    values = {name: found for name, found in values.items() if name in known}
     return Quantized(plan=plan, values=values, method=record.method, notes=record.notes)
 
 

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
@@ -135,22 +136,29 @@ class Goal:
     def hopeless(self, reference: Score, seen: Sequence[float]) -> bool:
         """Whether a candidate with these scores, of the first blocks in order, cannot reach the goal on the others.
 
+        The samples that choose say so, and those that certify are not looked at.
+
         Neighbours may be alike (sorted by class, say), so the error is that of blocks if it is larger: few of them have
         an uncertain one, and the candidate must be further beyond the goal (Student's t, nearly).
         """
-        assert reference.samples is not None
-        if len(seen) < FEWEST:
+        wanted = reference.samples
+        assert wanted is not None
+        sign, parts = 1.0 if self.higher_is_better else -1.0, halves(reference)
+        choosing = frozenset(range(len(wanted)) if parts is None else parts[0])
+        order, scores = in_order(len(wanted)), iter(seen)
+        lost: list[Tensor] = []  # block by block
+        for block in order[: sum(end <= len(seen) for end in accumulate(one.stop - one.start for one in order))]:
+            found = {place: next(scores) for place in range(block.start, block.stop)}
+            own = [sign * (wanted[place] - score) for place, score in found.items() if place in choosing]
+            lost += [torch.tensor(own, dtype=torch.float64)] if own else []
+        if sum(map(len, lost)) < FEWEST:
             return False
-        sign = 1.0 if self.higher_is_better else -1.0
-        lost = torch.tensor(_differences(sign, reference.samples, seen), dtype=torch.float64)
-        sizes = [block.stop - block.start for block in in_order(len(reference.samples))]
-        blocks = sum(end <= len(seen) for end in accumulate(sizes))
-        means = torch.stack([block.mean() for block in torch.split(lost[: sum(sizes[:blocks])], sizes[:blocks])])
+        all_lost, means, blocks = torch.cat(lost), torch.stack([block.mean() for block in lost]), len(lost)
         errors = [
-            HOPELESS * lost.std().item() / math.sqrt(len(lost)),
+            HOPELESS * all_lost.std().item() / math.sqrt(len(all_lost)),
             HOPELESS * (1 + PARTS / blocks) * means.std().item() / math.sqrt(blocks),
         ]
-        return bool(lost.mean().item() - max(errors) > self.allowed(reference))
+        return bool(all_lost.mean().item() - max(errors) > self.allowed(reference))
 
 
 def halves(reference: Score) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -167,6 +175,14 @@ def halves(reference: Score) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 
 
 FEWEST_TO_HALVE = 4  # two in each half: of one there is no interval
+UNSEEN = 3.0  # what none of n samples shows may still happen to 3 in n (at 95 %; Hanley & Lippman-Hand 1983)
+
+
+def unseen(*scores: Score) -> float:
+    """How much may be lost that no sample shows: networks that agree on all of few samples are not the same."""
+    number = min((len(score.samples) for score in scores if score.samples), default=1)
+    values = [0.0, *(value for score in scores for value in score.samples or ())]
+    return UNSEEN * (max(values) - min(values)) / number
 
 
 def in_order(total: int) -> tuple[slice, ...]:

@@ -126,7 +126,7 @@ class Result:
             "relative": self.goal.relative,
             "interval": list(verdict.interval) if verdict.interval else None,
             "certified": self.certified,
-            "certified_on": verdict.samples,
+            "certified_on": None if self.too_few or self.best.abandoned else verdict.samples,
             "too_few_samples": self.too_few,
             "samples_needed": self.samples_needed,
             "stages": [asdict(stage) for stage in self.stages],
@@ -207,10 +207,10 @@ def summary(result: Result) -> str:
         more = f" ({len(result.net.notes) - 1} more in notes)" if len(result.net.notes) > 1 else ""
         lines.append(f"Noted: {result.net.notes[0]}{more}.")
     if result.too_few and verdict.interval:
-        enough = f"about {result.samples_needed} would do" if result.samples_needed else "no number would do"
+        enough = f"; about {result.samples_needed} would do" if result.samples_needed else ""
         lines.append(
-            f"There are too few samples to certify {goal}, and all of them chose: the interval reaches "
-            f"{verdict.interval[1]:.4g}; {enough}."
+            f"There are too few samples to certify {goal}: the interval of all of them reaches "
+            f"{verdict.interval[1]:.4g}{enough}."
         )
     if verdict.interval is None and result.reference.samples is None:
         lines.append("evaluate returned one number, so there is no interval; per-sample scores would give one.")
@@ -220,7 +220,7 @@ def summary(result: Result) -> str:
 def _drop(result: Result) -> str:
     """What is lost, on which samples."""
     lost = f"a drop of {result.verdict.drop:.4g}{_interval(result)}"
-    if result.verdict.samples is None or result.too_few:
+    if result.verdict.samples is None or result.too_few or result.best.abandoned:
         return lost
     return f"{lost} on the {result.verdict.samples} samples that did not choose it,"
 

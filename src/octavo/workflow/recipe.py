@@ -192,7 +192,8 @@ def walked(search: Search) -> Findings:
     """
     try:
         stages = list(walk(search))
-        stopped = f"the stage {stages[-1]} met the goal" if search.settled() else "no stage is left to try"
+        where = "" if search.context.reference.samples is None or search.too_few() else " on the samples that choose"
+        stopped = f"the stage {stages[-1]} met the goal{where}" if search.settled() else "no stage is left to try"
     except BudgetSpentError as spent:
         stopped = str(spent)
     except KeyboardInterrupt:
@@ -210,7 +211,7 @@ def walked(search: Search) -> Findings:
         best=best,
         verdict=search.certificate(best),
         too_few=search.too_few(),
-        samples_needed=search.samples_needed(),
+        samples_needed=search.samples_needed(best),
         sensitivities=search.sensitivities,
         stopped=stopped,
         weights=weights_of(search.context, candidate_of(best)),

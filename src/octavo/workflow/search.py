@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 
 from octavo.errors import QuantizationError
 from octavo.recovery.sensitivity import Sensitivity
-from octavo.workflow.goal import Score, Verdict, halves
+from octavo.workflow.goal import Score, Verdict, halves, unseen
 from octavo.workflow.study import Study, Trial
 from octavo.workflow.trial import Candidate, Context, key_of, measure
 from octavo.workflow.view import View
@@ -169,8 +169,8 @@ class Search:
             raise BudgetSpentError(reason)
 
     def verdict(self, trial: Trial) -> Verdict:
-        """How the trial stands to the float network, on the samples that choose: a half, or all if they are too few."""
-        return self._judged(trial, "all" if self.too_few() else "choosing")
+        """How the trial stands to the float network, on the half of the samples that chooses."""
+        return self._judged(trial, "choosing")
 
     def certificate(self, trial: Trial) -> Verdict:
         """How the trial that was chosen stands to the float network, on the half that did not choose it.
@@ -184,31 +184,39 @@ class Search:
     def _judged(self, trial: Trial, part: Part) -> Verdict:
         at = (trial.key, part)
         if at not in self._verdicts:
-            found = Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)
             of = None if self._halves is None or part == "all" else self._halves[part == "certifying"]
-            self._verdicts[at] = self.context.goal.judge(self.context.reference, found, of)
+            self._verdicts[at] = self.context.goal.judge(self.context.reference, _score(trial), of)
         return self._verdicts[at]
 
     def too_few(self) -> bool:
         """Whether half of the samples is too few to certify the goal even for the candidate with the least noise."""
-        return self._noise() > self.context.goal.allowed(self.context.reference)
-
-    def _noise(self) -> float:
-        """How far the interval of half of the samples reaches beyond the drop, where it reaches least."""
+        if self.context.reference.samples is None:
+            return False
+        if self._halves is None:
+            return True
         scored = [trial for trial in self.trials if trial.error is None and not trial.abandoned]
-        return min((self._judged(trial, "choosing").noise for trial in scored), default=0.0)
+        noises = [max(self._judged(trial, "choosing").noise, self._unseen(trial)) for trial in scored]
+        return min(noises, default=0.0) > self.context.goal.allowed(self.context.reference)
 
-    def samples_needed(self) -> int | None:
-        """How many samples would certify the goal, about, if these are too few; None if they are not, or none would."""
-        samples, allowed = self.context.reference.samples, self.context.goal.allowed(self.context.reference)
-        if samples is None or not self.too_few() or allowed == 0 or math.isinf(self._noise()):
+    def _unseen(self, trial: Trial) -> float:
+        """What half of the samples may not show."""
+        return 2 * unseen(self.context.reference, _score(trial))
+
+    def samples_needed(self, trial: Trial) -> int | None:
+        """How many samples would certify `trial`, about, if these are too few; None if they are not, or none would."""
+        whole, samples = self._judged(trial, "all"), self.context.reference.samples
+        room = self.context.goal.allowed(self.context.reference) - max(whole.drop, 0.0)
+        if samples is None or whole.interval is None or not self.too_few() or room <= 0:
             return None
-        return math.ceil(len(samples) * (self._noise() / allowed) ** 2)  # intervals shrink with the root of the number
+        # Of a half, whose interval is √2 as wide. Intervals shrink with the root of the number, what is unseen with it.
+        shares = 2 * (whole.noise / room) ** 2, self._unseen(trial) / room
+        return math.ceil(len(samples) * max(shares))
 
     def settles(self, trial: Trial) -> bool:
         """Whether `trial` meets the goal as surely as the samples can tell: certified, if they are enough for that."""
-        verdict = self.verdict(trial)
-        return trial.error is None and (verdict.certified or (verdict.met and self.too_few()))
+        if trial.error is not None or trial.abandoned:
+            return False
+        return self._judged(trial, "all").met if self.too_few() else self.verdict(trial).certified
 
     def settled(self) -> bool:
         """Whether a trial has ended the search."""
@@ -224,3 +232,7 @@ class Search:
         layers = len(trial.kept_float) if verdict.met else 0
         slower = trial.rows and verdict.met
         return (trial.abandoned, not verdict.met, not self.settles(trial), layers, slower, verdict.drop)
+
+
+def _score(trial: Trial) -> Score:
+    return Score(metric=trial.metric, samples=trial.scores, abandoned=trial.abandoned)

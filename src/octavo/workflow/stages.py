@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 
 from octavo.network.partial import layers
-from octavo.network.plan import Plan, Quantizer
+from octavo.network.plan import Plan
 from octavo.network.work import planned_share, work_of
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
@@ -45,16 +45,14 @@ def tensor(search: Search) -> None:
     A channel that few samples excite has a range that others leave: the best method first, and if it is better so, all.
     """
     best, context = search.best(), search.context
-    if best is None or not any(q.scheme.axis is not None for q in activations(context.plan)):
+    if best is None or not context.plan.target.channels:
         return
-    (trial,) = search.measure([replace(candidate_of(best), channels=False)], "tensor")
+    candidate = replace(candidate_of(best), channels=False)
+    if placed(context, candidate)[0].quantizers == context.plan.quantizers:
+        return
+    (trial,) = search.measure([candidate], "tensor")
     if not search.settles(trial) and _better(search, trial, best):
         search.measure([Candidate(method=method, channels=False) for method in PAPER_METHODS], "tensor")
-
-
-def activations(plan: Plan) -> list[Quantizer]:
-    """The quantizers of what the data decides, on fixed scales."""
-    return [quantizer for quantizer in plan.quantizers if not quantizer.constant and not quantizer.scheme.rows]
 
 
 def repairs(search: Search) -> None:

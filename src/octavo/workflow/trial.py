@@ -132,6 +132,7 @@ def placed(context: Context, candidate: Candidate) -> tuple[Plan, Stats]:
     """The plan with the scales where `candidate` has them, and what calibration saw of what it rounds on fixed ones.
 
     Nothing is observed anew: histograms of channels add up to their tensor's, to 0.4 % (`ChannelHistogram.whole`).
+    A tensor that was seen for two quantizers counts twice where they are one: as `join.py` counts it.
     """
     target = context.plan.target if candidate.channels else replace(context.plan.target, channels=False)
     target = by_rows(target) if candidate.rows else target
