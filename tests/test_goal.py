@@ -124,6 +124,7 @@ def test_a_share_of_nothing_is_no_goal() -> None:
             Goal().check(reference)
         Goal(relative=False).check(reference)
     Goal().check(Score(metric=-1e-9))
+    Goal(max_drop=0.0).check(Score(metric=0.0))  # no loss at all is a share of nothing, too
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ class Goal:
 
     def check(self, reference: Score) -> None:
         """Raise QuantizationError for a drop that is a share of nothing: what scores 0 is most likely broken."""
-        if self.relative and reference.metric == 0:
+        if self.relative and self.max_drop > 0 and reference.metric == 0:
             raise QuantizationError(
                 asked=f"lose at most {self} of the float network's score",
                 seen="the float network scores 0",
