@@ -25,7 +25,7 @@ from octavo.machine import machine, versions
 from octavo.measure import paired_interval
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.target import TARGETS
 from octavo.numerics import METHODS
 from octavo.zoo import TASKS, Task, task

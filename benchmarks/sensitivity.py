@@ -21,7 +21,7 @@ from octavo.measure import latency_ms
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
 from octavo.network.partial import layers, quantize_only
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate

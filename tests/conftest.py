@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_leaves
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
 from octavo.network.marker import Mark, marks
-from octavo.network.plan import Plan, make_plan
+from octavo.network.placement import make_plan
+from octavo.network.plan import Plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING
 from octavo.network.target import CPU_FACTOR, CPU_WEIGHT, Target, target_named

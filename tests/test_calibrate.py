@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture, clone
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.numerics import AFFINE_UINT8, UINT8, Scheme

@@ -7,7 +7,7 @@ from torch import nn
 
 from octavo.errors import QuantizationError
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 
 aten = torch.ops.aten
 

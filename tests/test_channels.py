@@ -15,7 +15,7 @@ from octavo.errors import QuantizationError
 from octavo.measure import sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS

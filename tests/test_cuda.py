@@ -12,7 +12,7 @@ from conftest import separable, transformer
 from octavo.engines import available, target_for
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate

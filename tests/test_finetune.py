@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 from octavo.recovery.finetune import finetune, fit

@@ -21,7 +21,7 @@ from octavo.network.graph import Graph
 from octavo.network.join import joined
 from octavo.network.operations import operands, operation, preserves_values
 from octavo.network.outputs import _readers
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.residual import residual_additions
 from octavo.network.share import _crossed, _is_part
 from octavo.network.signs import never_negative

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import octavo.recovery.moves
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.recovery.lockstep import held_out, relative_error

@@ -11,7 +11,7 @@ from octavo.engines.onnx import export_onnx
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme, dequantize, quantize

@@ -19,7 +19,7 @@ from octavo.engines.onnxruntime_kernels import owner
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
-from octavo.network.plan import compute_heavy, make_plan
+from octavo.network.placement import compute_heavy, make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 

@@ -26,7 +26,7 @@ from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.measure import sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import call_arguments, capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS
@@ -456,7 +456,7 @@ from conftest import Network
 from octavo.engines.openvino import compile_openvino
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.simulate import simulate
 from octavo.network.target import TARGETS
 from octavo.numerics import Scheme

@@ -8,7 +8,7 @@ import octavo
 from octavo.engines import available, target_for
 from octavo.network.edit import argument, set_argument
 from octavo.network.operations import OPERATIONS
-from octavo.network.plan import compute_heavy
+from octavo.network.placement import compute_heavy
 
 aten = torch.ops.aten
 

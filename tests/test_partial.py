@@ -9,7 +9,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.partial import keep_float, layers, quantize_only
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate

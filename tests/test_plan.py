@@ -15,7 +15,7 @@ from octavo.engines import target_for
 from octavo.errors import QuantizationError
 from octavo.network.graph import capture
 from octavo.network.operations import OPERATIONS, VALUE_PRESERVING, preserves_values
-from octavo.network.plan import compute_heavy, make_plan
+from octavo.network.placement import compute_heavy, make_plan
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate
 from octavo.network.target import INT8_FULL, TARGETS, UINT8, Target, target_named

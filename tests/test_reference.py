@@ -14,7 +14,7 @@ from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
 from octavo.network.operations import operation
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import simulate

@@ -9,7 +9,7 @@ from torch import nn
 import octavo
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule
 from octavo.network.simulate import FakeQuantize, simulate

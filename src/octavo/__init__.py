@@ -23,7 +23,8 @@ from octavo.former import RENAMED, former, takes_pairs
 from octavo.measure import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.network.calibrate import Stats, choose_params, observe
 from octavo.network.graph import Graph, capture
-from octavo.network.plan import Coverage, Plan, Quantizer, make_plan
+from octavo.network.placement import make_plan
+from octavo.network.plan import Coverage, Plan, Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 from octavo.network.simulate import simulate

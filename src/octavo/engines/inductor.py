@@ -30,7 +30,7 @@ from octavo.machine import has_avx512_vnni
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
 from octavo.network.operations import operation
-from octavo.network.plan import layer_names
+from octavo.network.placement import layer_names
 from octavo.network.quantized import Quantized, graph_of
 from octavo.quiet import quiet
 

@@ -32,7 +32,8 @@ from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import Graph
 from octavo.network.marker import sources, with_modules
 from octavo.network.operations import OPERATIONS
-from octavo.network.plan import Quantizer, layer_names
+from octavo.network.placement import layer_names
+from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized, graph_of, target_of
 from octavo.quiet import OWN_DEPRECATION, quiet
 

@@ -17,7 +17,7 @@ from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError, reason
 from octavo.files import scratch
 from octavo.network.graph import Graph
-from octavo.network.plan import compute_heavy
+from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
 
 # ONNX Runtime 1.32 moves a QuantizeLinear of int8 before a Transpose and gives it the zero-point of a uint8.

@@ -19,7 +19,7 @@ from octavo.engines.openvino_repairs import PRODUCTS, repair
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
-from octavo.network.plan import compute_heavy
+from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
 
 # OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.

@@ -5,13 +5,13 @@ is read from what it compiled (`executions`), and nothing is assumed of an opera
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from octavo.engines.execution import Execution
 from octavo.network.plan import Coverage
 from octavo.network.quantized import Quantized, origin_of
-from octavo.network.work import work_of
+from octavo.network.work import share, work_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,13 @@ class Ran:
 
     planned     the plan's coverage
     executions  {user's layer: how it runs}
-    work        {user's layer: its multiplications}, of all compute-heavy operations
+    work        {user's layer: its multiplications} of all compute-heavy operations
     """
 
     engine: str
     planned: Coverage
     executions: Mapping[str, Execution]
-    work: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[str, float]
 
     @property
     def on_integers(self) -> tuple[str, ...]:
@@ -39,10 +39,9 @@ class Ran:
         return tuple(layer for layer in self.planned.layers if self._arithmetic(layer) != "int8")
 
     @property
-    def share(self) -> float | None:
-        """Of all multiplications, those that run on integers: 0 … 1; None for a network that has none."""
-        total = sum(self.work.values())
-        return sum(self.work.get(layer, 0.0) for layer in self.on_integers) / total if total else None
+    def share(self) -> float:
+        """Of all multiplications, those that run on integers: 0 … 1; of a network that has none, 1."""
+        return share(self.work, self.on_integers)
 
     def _arithmetic(self, layer: str) -> str | None:
         return self.executions[layer].arithmetic if layer in self.executions else None
@@ -59,17 +58,17 @@ class Ran:
     def __str__(self) -> str:
         total, planned, count = self.planned.total, self.planned.quantized, len(self.on_integers)
         line = f"{planned} of {total} compute-heavy operations planned int8, {count} ran int8 on {self.engine}"
-        if self.share is not None:
+        if any(self.work.values()):
             line += f", {per_cent(self.share)} of the multiplications"
         left = [f"{layer} ({self.kernel(layer)})" for layer in self.in_float]
         return f"{line}; in float: {', '.join(left)}" if left else line
 
 
 def per_cent(share: float) -> str:
-    """To a tenth, but 100 % and 0 % are all and none."""
-    if 0 < share < 1:
-        share = min(max(share, 0.001), 0.999)
-    return f"{100 * share:.3g} %"
+    """Three digits; 100 % is all, and 0 % none."""
+    if 0 < share < 0.001:
+        return "less than 0.1 %"
+    return "more than 99.9 %" if 0.999 < share < 1 else f"{100 * share:.3g} %"
 
 
 def ran(network: Callable[..., Any]) -> Ran | None:

@@ -26,7 +26,7 @@ from octavo.network.inputs import Inputs
 from octavo.network.marker import Rounded, is_marker
 from octavo.network.operations import preserves_values
 from octavo.network.passes import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
-from octavo.network.plan import compute_heavy
+from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized
 from octavo.numerics.affine import QParams, dequantize, params_from_tensor, quantize
 from octavo.numerics.broadcast import beside, broadcast_along
@@ -60,7 +60,7 @@ def integers(x: Tensor, params: QParams) -> Integers:
 
 @checked
 def compile_reference(net: Quantized) -> "ReferenceModel":
-    """`net` executed on integers; called like the user's model, on any device."""
+    """`net` executed on integers; called like the user's model, with tensors on the CPU."""
     marked = clone(net.plan.marked)
     layers, nodes = compute_heavy(net.graph, net.plan.target), marked.module.graph.nodes
     executions = {layers[node.name]: _execution(node) for node in nodes if node.name in layers}
@@ -101,8 +101,8 @@ class ReferenceModel(Compiled, nn.Module):
     @torch.inference_mode()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.inputs.check(args, kwargs, device=device_of(self.module))
-        at = _IntegerInterpreter(self.module, lambda name, x: integers(x, self.values[name]))
-        return at(*args, **kwargs)
+        run = _IntegerInterpreter(self.module, lambda name, x: integers(x, self.values[name]))
+        return run(*args, **kwargs)
 
 
 class _IntegerInterpreter(Rounded):
@@ -210,7 +210,7 @@ def _check_no_blocks(name: str, *operands: Integers) -> None:
 
 
 def rescale(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """scale·sums + bias in float32: the first half of requantization; the next `Quantize` is the other."""
+    """scale·sums + bias in float32: the first half of requantization; `integers`, at the next marker, is the other."""
     out = sums.to(torch.float32) * scale
     return out if bias is None else out + bias
 

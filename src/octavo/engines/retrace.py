@@ -9,7 +9,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_structure, tree_unflatten
 
-from octavo.engines.signature import codegen_returning, output_nodes, tree_info
+from octavo.engines.signature import codegen_returning, output_nodes
+from octavo.network.edit import tree_info
 from octavo.network.graph import Graph
 from octavo.quiet import OWN_DEPRECATION, quiet
 

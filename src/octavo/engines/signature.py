@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, TreeSpec, tree_flatten_with_path, tree_unflatten
 
 from octavo.errors import QuantizationError
+from octavo.network.edit import tree_info
 from octavo.network.graph import Graph
 from octavo.network.inputs import Inputs
 
@@ -91,12 +92,6 @@ def signature_of(graph: Graph) -> Signature:
     )
 
 
-def tree_info(module: GraphModule) -> Any:
-    """How torch.export put the module's inputs and outputs together: orig_args, in_spec, out_spec."""
-    codegen: Any = module.graph._codegen
-    return codegen.pytree_info
-
-
 def output_nodes(module: GraphModule) -> list[Node]:
     """The distinct nodes that the module returns, in the order of `Signature.tensors`."""
     (leaves,) = list(module.graph.nodes)[-1].args
@@ -107,7 +102,7 @@ def output_nodes(module: GraphModule) -> list[Node]:
 def codegen_returning(module: GraphModule, spec: TreeSpec | None) -> Any:
     """What writes the forward of `module`, returning that structure in place of its own; None for a flat tuple."""
     codegen: Any = module.graph._codegen
-    return type(codegen)(codegen.pytree_info._replace(out_spec=spec))
+    return type(codegen)(tree_info(module)._replace(out_spec=spec))
 
 
 def _outputs(output: Node, spec: TreeSpec, taken: set[str]) -> tuple[str | Constant, ...]:

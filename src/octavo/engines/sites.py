@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_structure, tree_unflatten
 
-from octavo.engines.signature import codegen_returning, tree_info
-from octavo.network.edit import copy_module
+from octavo.engines.signature import codegen_returning
+from octavo.network.edit import copy_module, tree_info
 from octavo.network.graph import Graph
 from octavo.network.marker import markers, quantizer_of, source_of, without_markers
 from octavo.network.plan import Plan

@@ -31,17 +31,22 @@ def copy_graph(module: GraphModule) -> Graph:
         return copy.deepcopy(module.graph)
 
 
-def flat_inputs(module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The leaves of a call in the order of the graph's inputs, in whatever order the call has its keys."""
-    spec = module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
-    return list(tree_flatten_spec((args, kwargs), spec))
-
-
 def with_graph(module: GraphModule, graph: Graph) -> GraphModule:
     """A module that runs `graph` on the parameters of `module`."""
     graph.lint()
     with quiet(ignored=(OWN_DEPRECATION,)):
         return GraphModule(module, graph)
+
+
+def tree_info(module: GraphModule) -> Any:
+    """How torch.export put the module's inputs and outputs together: orig_args, in_spec, out_spec."""
+    codegen: Any = module.graph._codegen
+    return codegen.pytree_info
+
+
+def flat_inputs(module: GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The leaves of a call in the order of the graph's inputs, in whatever order the call has its keys."""
+    return list(tree_flatten_spec((args, kwargs), tree_info(module).in_spec))
 
 
 def emit(like: Node, operator: Operator, *args: Any, **kwargs: Any) -> Node:

@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure
 
 from octavo.errors import QuantizationError, reason
 from octavo.network.bounds import Indices, Sizes
+from octavo.network.edit import tree_info
 
 # What no engine can read, though it is a tensor: (test, what it is, what to pass instead).
 _NOT_PLAIN: tuple[tuple[Callable[[Tensor], bool], str, str], ...] = (
@@ -40,7 +41,7 @@ class Inputs:
     """How a network is called: its arguments, and what each of them can be. Plain data, which copies and pickles."""
 
     def __init__(self, module: GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        names = module.graph._codegen.pytree_info.orig_args  # type: ignore[attr-defined]
+        names = tree_info(module).orig_args
         self._positional, self._keywords = tuple(names[: len(args)]), tuple(kwargs)
         given = (*args, *kwargs.values())
         self._specs = {name: tree_structure(value) for name, value in zip(names, given, strict=True)}

@@ -100,8 +100,13 @@ def renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
     """A marked graph whose quantizers have the other names that `names` gives some; several may have one then."""
     if all(old == new for old, new in names.items()):
         return graph
-    found = [mark._replace(name=names.get(mark.name, mark.name)) for mark in marks(graph)]
-    return with_markers(without_markers(graph), found)
+    own = edit.copy_graph(graph.module)
+    first: dict[tuple[Any, ...], Node] = {}
+    for node in [node for node in own.nodes if is_marker(node)]:
+        node.args = (source_of(node), names.get(quantizer_of(node), quantizer_of(node)))
+        if first.setdefault(node.args, node) is not node:  # a tensor is rounded once by one quantizer
+            edit.replace(node, first[node.args])
+    return replace(graph, module=edit.with_graph(graph.module, own))
 
 
 class Rounded(Interpreter):

@@ -9,7 +9,8 @@ from octavo.errors import QuantizationError
 from octavo.network.join import together
 from octavo.network.marker import renamed
 from octavo.network.operations import OUTPUT
-from octavo.network.plan import Plan, Quantizer, every_site, make_plan
+from octavo.network.placement import every_site, make_plan
+from octavo.network.plan import Plan, Quantizer
 from octavo.network.quantized import Quantized
 from octavo.network.rule import Rule, Site
 

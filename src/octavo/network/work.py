@@ -10,7 +10,8 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from octavo.network.graph import Graph
-from octavo.network.plan import Plan, compute_heavy
+from octavo.network.placement import compute_heavy
+from octavo.network.plan import Plan
 
 aten = torch.ops.aten
 
@@ -25,15 +26,13 @@ def work_of_layers(graph: Graph, layers: Mapping[str, str]) -> dict[str, float]:
     return {layers[node.name]: multiplications(node, values) for node in nodes if node.name in layers}
 
 
-def planned_share(plan: Plan, work: Mapping[str, float], left: Iterable[str] = ()) -> float:
-    """Of all multiplications, those that `plan` has on integers: 0 … 1; of a network that has none, 1.
+def share(work: Mapping[str, float], layers: Iterable[str]) -> float:
+    """Of all multiplications those of `layers`: 0 … 1; of a network that has none, 1.
 
-    work  as `work_of_layers`, of all that is compute-heavy
-    left  layers that are left in float besides
+    work  as `work_of`
     """
-    total, gone = sum(work.values()), set(left)
-    planned = sum(work.get(layer, 0.0) for layer in plan.coverage.layers if layer not in gone)
-    return planned / total if total else 1.0
+    total = sum(work.values())
+    return sum(work.get(layer, 0.0) for layer in layers) / total if total else 1.0
 
 
 def work_of(plan: Plan) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch.fx import Node
 from octavo.network.calibrate import choose_params, method_of, observe
 from octavo.network.graph import Graph, clone
 from octavo.network.marker import is_marker, quantizer_of, source_of
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized
 from octavo.network.ranks import gathered, together
 from octavo.numerics.affine import round_by

@@ -22,7 +22,8 @@ from octavo.errors import QuantizationError
 from octavo.network.edit import attribute, copy_module
 from octavo.network.graph import PASSES
 from octavo.network.marker import places, sources, with_modules
-from octavo.network.plan import Plan, Quantizer, make_plan
+from octavo.network.placement import make_plan
+from octavo.network.plan import Plan, Quantizer
 from octavo.network.quantized import TRAINING, Origin, Quantized, on_graph, remember
 from octavo.network.simulate import FakeQuantize, check_calls, copy_by
 from octavo.numerics.affine import QParams, params_from_tensor, round_through

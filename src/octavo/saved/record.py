@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import TreeSpec
 
 from octavo.errors import refused
-from octavo.network.edit import attribute, layer_of, submodule
+from octavo.network.edit import attribute, layer_of, submodule, tree_info
 from octavo.network.graph import Graph
 from octavo.saved.allowed import NAME_OF_SIZES, check_arguments, operator_named
 from octavo.saved.literals import cannot_write, read, written
@@ -88,7 +88,7 @@ def graph_record(graph: Graph) -> GraphRecord:
 
     raises  QuantizationError naming the operation that cannot be written
     """
-    info = graph.module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    info = tree_info(graph.module)
     symbols = Symbols()
     nodes = [_node_record(node, symbols) for node in graph.module.graph.nodes]
     leaves = torch.utils._pytree.tree_leaves((graph.example_args, graph.example_kwargs))

@@ -21,7 +21,7 @@ from octavo.errors import QuantizationError
 from octavo.network.digest import digest_of_batch
 from octavo.network.export import private_copy
 from octavo.network.graph import capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.rule import Rule
 from octavo.network.target import Target
 from octavo.workflow.goal import Evaluate, Goal, Score

@@ -12,7 +12,7 @@ from octavo.measure import Latencies
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.digest import digest_of_graph
 from octavo.network.graph import Graph
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import SIMULATION
 from octavo.network.ranks import by_first
 from octavo.network.rule import Rule

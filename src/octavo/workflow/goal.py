@@ -2,14 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
@@ -21,6 +20,8 @@ BLOCKS = 64  # of neighbouring samples, scored in an order that is always the sa
 PARTS = 8  # of those blocks: after each, a hopeless candidate is abandoned
 HOPELESS = 4.0  # standard errors: a candidate that far beyond the goal is turned down wrongly once in 30 000 times
 FEWEST = 64  # samples before a standard error is believed
+FEWEST_TO_HALVE = 4  # two in each half: of one there is no interval
+UNSEEN = 3.0  # what none of n samples shows may still happen to 3 in n (at 95 %; Hanley & Lippman-Hand 1983)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,8 @@ class Goal:
         sign = 1.0 if self.higher_is_better else -1.0
         allowed = self.allowed(reference)
         if candidate.abandoned and reference.samples is not None and candidate.samples is not None:
-            drop = sum(_differences(sign, reference.samples, candidate.samples)) / len(candidate.samples)
+            lost = [loss for block in self._lost(reference, candidate.samples) for loss in block.values()]
+            drop = sum(lost) / len(lost)
             return Verdict(drop=drop, interval=None, met=False, certified=False, samples=len(candidate.samples))
         if reference.samples is None or candidate.samples is None or len(reference.samples) == 1:
             drop = sign * (reference.metric - candidate.metric)
@@ -141,24 +143,34 @@ class Goal:
         Neighbours may be alike (sorted by class, say), so the error is that of blocks if it is larger: few of them have
         an uncertain one, and the candidate must be further beyond the goal (Student's t, nearly).
         """
-        wanted = reference.samples
-        assert wanted is not None
-        sign, parts = 1.0 if self.higher_is_better else -1.0, halves(reference)
-        choosing = frozenset(range(len(wanted)) if parts is None else parts[0])
-        order, scores = in_order(len(wanted)), iter(seen)
-        lost: list[Tensor] = []  # block by block
-        for block in order[: sum(end <= len(seen) for end in accumulate(one.stop - one.start for one in order))]:
-            found = {place: next(scores) for place in range(block.start, block.stop)}
-            own = [sign * (wanted[place] - score) for place, score in found.items() if place in choosing]
-            lost += [torch.tensor(own, dtype=torch.float64)] if own else []
-        if sum(map(len, lost)) < FEWEST:
+        parts = halves(reference)
+        choosing = None if parts is None else frozenset(parts[0])
+        in_blocks = [
+            torch.tensor(own, dtype=torch.float64)
+            for block in self._lost(reference, seen)
+            if (own := [loss for place, loss in block.items() if choosing is None or place in choosing])
+        ]
+        if sum(map(len, in_blocks)) < FEWEST:
             return False
-        all_lost, means, blocks = torch.cat(lost), torch.stack([block.mean() for block in lost]), len(lost)
+        lost, means, blocks = torch.cat(in_blocks), torch.stack([own.mean() for own in in_blocks]), len(in_blocks)
         errors = [
-            HOPELESS * all_lost.std().item() / math.sqrt(len(all_lost)),
+            HOPELESS * lost.std().item() / math.sqrt(len(lost)),
             HOPELESS * (1 + PARTS / blocks) * means.std().item() / math.sqrt(blocks),
         ]
-        return bool(all_lost.mean().item() - max(errors) > self.allowed(reference))
+        return bool(lost.mean().item() - max(errors) > self.allowed(reference))
+
+    def _lost(self, reference: Score, seen: Sequence[float]) -> Iterator[dict[int, float]]:
+        """{sample: what is lost in it}, of each block that has been scored, in order."""
+        assert reference.samples is not None
+        sign, scores = 1.0 if self.higher_is_better else -1.0, iter(seen)
+        for block in in_order(len(reference.samples)):
+            places = range(block.start, block.stop)
+            own = {
+                place: sign * (reference.samples[place] - score) for place, score in zip(places, scores, strict=False)
+            }
+            if not own:
+                return
+            yield own
 
 
 def halves(reference: Score) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -174,10 +186,6 @@ def halves(reference: Score) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return tuple(sorted(order[::2])), tuple(sorted(order[1::2]))
 
 
-FEWEST_TO_HALVE = 4  # two in each half: of one there is no interval
-UNSEEN = 3.0  # what none of n samples shows may still happen to 3 in n (at 95 %; Hanley & Lippman-Hand 1983)
-
-
 def unseen(*scores: Score) -> float:
     """How much may be lost that no sample shows: networks that agree on all of few samples are not the same."""
     number = min((len(score.samples) for score in scores if score.samples), default=1)
@@ -191,12 +199,6 @@ def in_order(total: int) -> tuple[slice, ...]:
     blocks = [slice(start, end) for start, end in pairwise(bounds) if start < end]
     Random(0).shuffle(blocks)
     return tuple(blocks)
-
-
-def _differences(sign: float, reference: Sequence[float], seen: Sequence[float]) -> list[float]:
-    """What is lost in each sample that has been scored, in order."""
-    places = (place for block in in_order(len(reference)) for place in range(block.start, block.stop))
-    return [sign * (reference[place] - found) for place, found in zip(places, seen, strict=False)]
 
 
 def score(evaluate: Evaluate, model: Any, *, reference: Score | None = None, goal: Goal | None = None) -> Score:

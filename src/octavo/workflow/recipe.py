@@ -26,12 +26,12 @@ from octavo.files import said_of, scratch, sweep, write
 from octavo.network.digest import digest_of_graph, source_of
 from octavo.network.export import private_copy
 from octavo.network.graph import Graph, capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized, origin_of
 from octavo.network.ranks import alone, by_first, is_first, together
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.target import Target
-from octavo.network.work import planned_share, work_of
+from octavo.network.work import share, work_of
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
@@ -224,11 +224,10 @@ def _result(found: Findings, context: Context) -> Result:
     origin = origin_of(network)
     net = origin.net if origin is not None and isinstance(origin.net, Quantized) else net  # less, on some engines
     told = ran(network)
-    share = told.share if told is not None else planned_share(net.plan, work_of(net.plan))
-    share = 1.0 if share is None else share  # nothing is multiplied
+    on_integers = told.share if told is not None else share(work_of(net.plan), net.coverage.layers)
     return Result(
-        met=found.verdict.met and share >= context.goal.min_int8,
-        int8_share=share,
+        met=found.verdict.met and on_integers >= context.goal.min_int8,
+        int8_share=on_integers,
         model=network,
         net=net,
         engine=context.engine,

@@ -14,7 +14,7 @@ from itertools import islice
 
 from octavo.network.partial import layers
 from octavo.network.plan import Plan
-from octavo.network.work import planned_share, work_of
+from octavo.network.work import share, work_of
 from octavo.recovery.repair import REPAIRS
 from octavo.recovery.sensitivity import Sensitivity, exact
 from octavo.workflow.kept import parsed
@@ -129,10 +129,14 @@ def partial(search: Search) -> None:
     smallest_set(allowed, works, trims=math.floor(math.log2(len(allowed))) + TRIMS if allowed else 0)
 
 
-def _within(share: float, plan: Plan, ranked: Sequence[str]) -> Sequence[str]:
+def _within(least: float, plan: Plan, ranked: Sequence[str]) -> Sequence[str]:
     """As many of `ranked`, from the front, as may be left in float, and one more: `smallest_set` never leaves all."""
-    work = work_of(plan)
-    allowed = sum(planned_share(plan, work, ranked[: count + 1]) >= share for count in range(len(ranked)))
+    work, allowed = work_of(plan), 0
+    while allowed < len(ranked):
+        left = set(ranked[: allowed + 1])
+        if share(work, [layer for layer in plan.coverage.layers if layer not in left]) < least:
+            break
+        allowed += 1
     return ranked[: allowed + 1]
 
 

@@ -21,7 +21,8 @@ from octavo.network.calibrate import Stats, choose_params
 from octavo.network.digest import source_of
 from octavo.network.graph import Graph
 from octavo.network.partial import keep_float
-from octavo.network.plan import Plan, make_plan
+from octavo.network.placement import make_plan
+from octavo.network.plan import Plan
 from octavo.network.quantized import SIMULATION, Quantized
 from octavo.network.simulate import simulate
 from octavo.network.target import by_rows

@@ -22,7 +22,7 @@ from octavo.machine import machine, versions
 from octavo.measure import agreement, sqnr_db
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.graph import Graph, capture
-from octavo.network.plan import make_plan
+from octavo.network.placement import make_plan
 from octavo.network.quantized import Network, Quantized
 from octavo.network.simulate import simulate
 from octavo.workflow.outcome import coverage_record
