@@ -6,9 +6,14 @@
 Every contestant lives in a process of its own (`contestant.py`; peers in their own environment) and waits. Each round
 gives each of them one turn, in random order; nobody else runs meanwhile. Reported are medians over all turns, and
 ratios of medians within the run: absolute times mean little on a machine shared with others.
+
+    OCTAVO_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m benchmarks.latency …    as on such a CPU
+
+ONNX Runtime cannot be held to fewer instructions: its rows mean nothing then.
 """
 
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -28,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contestant import CONTESTANTS
 from benchmarks.networks import NETWORKS, Network
 from octavo import capture
+from octavo.engines.isa import isa
 from octavo.engines.onnx import export_onnx
 from octavo.machine import machine, versions
 
@@ -36,6 +42,8 @@ PATIENCE_S = 420  # for a contestant to get ready
 PAUSE_S = 0.03  # after each turn: threads of the last contestant stop waiting for work
 PEAK = "int8 GEMM peak"
 PEAK_OPERATIONS = 2 * 2048**3
+# What holds the others to fewer instructions than the CPU has: torch's own kernels, and oneDNN's, in OpenVINO too.
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 TRANSFORMERS = {"minilm", "bert_base", "whisper_tiny_encoder"}
 
 
@@ -188,6 +196,8 @@ def main(
                 "rows": rows,
                 "rounds": rounds,
                 "machine": machine(),
+                "isa": isa().name,  # of our own kernels; OCTAVO_ISA
+                "limits": {name: os.environ[name] for name in LIMITS if name in os.environ},
                 "versions": versions() | peer_versions(peers),
             }
             json_out.write_text(json.dumps(record, indent=1) + "\n")

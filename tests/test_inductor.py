@@ -31,58 +31,6 @@ def kernels() -> None:
     load_kernels()
 
 
-def integers(*shape):
-    return torch.randint(0, 256, shape, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (6, 4, 64), (25, 33, 17), (7, 128, 80), (3, 5, 300)])
-@pytest.mark.parametrize(("z_left", "z_right"), [(128, 128), (0, 128), (117, 3), (255, 255)])
-def test_matmul_is_exact(rows, depth, columns, z_left, z_right) -> None:
-    left, right = integers(2, 3, rows, depth), integers(2, 3, depth, columns)
-    exact = (left.double() - z_left) @ (right.double() - z_right)
-    assert torch.equal(torch.ops.octavo.int8_matmul(left, z_left, right, z_right, 0.5).double(), exact * 0.5)
-
-
-def test_matmul_reads_any_strides() -> None:
-    left, right = integers(2, 10, 3, 8).transpose(1, 2), integers(2, 3, 9, 8).transpose(2, 3)
-    exact = (left.double() - 128) @ (right.double() - 100)
-    assert torch.equal(torch.ops.octavo.int8_matmul(left, 128, right, 100, 1.0).double(), exact)
-
-
-def attention(q, k, v, zeros, bias, score, step, value, out=None):
-    """In float64, with both roundings."""
-    scores = (q.double() - zeros[0]) @ (k.double() - zeros[1]).transpose(-1, -2) * score
-    weights = torch.softmax(scores if bias is None else scores + bias, -1)
-    sums = (weights / step).round().clamp(0, 255) @ (v.double() - zeros[2]) * (step * value)
-    return sums if out is None else (sums / out).round().add(128).clamp(0, 255)
-
-
-@pytest.mark.parametrize(("queries", "keys", "width", "values"), [(1, 1, 1, 1), (24, 16, 32, 32), (31, 50, 20, 13)])
-@pytest.mark.parametrize("zeros", [(128, 128, 128), (120, 131, 77)])
-@pytest.mark.parametrize("masked", [None, "keys", "scores"])
-def test_attention_differs_by_ties_alone(queries, keys, width, values, zeros, masked) -> None:
-    q, k, v = integers(2, 3, queries, width), integers(2, 3, keys, width), integers(2, 3, keys, values)
-    shape = {"keys": (2, 1, 1, keys), "scores": (2, 1, queries, keys)}
-    bias = None if masked is None else torch.where(torch.rand(shape[masked]) < 0.2, -1e38, torch.randn(shape[masked]))
-    score, step, value, out = 0.02 / width, 1 / 255, 0.02, 0.03
-    call = (q, zeros[0], k, zeros[1], v, zeros[2], bias, score, step, 255, value)
-    found = torch.ops.octavo.int8_attention(*call, 0.0, 0, 0, 0)
-    wanted = attention(q, k, v, zeros, bias, score, step, value)
-    assert (found - wanted).abs().max() <= 256 * step * value  # a weight half-way between two integers
-    assert (found - wanted).abs().mean() <= 1e-4
-    rounded = torch.ops.octavo.int8_attention(*call, out, 128, 0, 255)
-    assert (rounded.double() - attention(q, k, v, zeros, bias, score, step, value, out)).abs().max() <= 1
-
-
-@pytest.mark.parametrize("masked", [torch.finfo(torch.float32).min, -math.inf])
-@pytest.mark.parametrize("rows", [1, 2])  # one mask for all queries, or one for each
-def test_attention_of_a_query_that_sees_nothing_is_the_mean(masked, rows) -> None:
-    q, k, v = integers(1, 1, 2, 8), integers(1, 1, 5, 8), integers(1, 1, 5, 4)
-    bias = torch.full((1, 1, rows, 5), masked)
-    found = torch.ops.octavo.int8_attention(q, 128, k, 128, v, 128, bias, 1e-3, 1 / 255, 255, 1.0, 0.0, 0, 0, 0)
-    assert torch.allclose(found, (v.float() - 128).mean(2, keepdim=True).expand_as(found), atol=1e-3)
-
-
 class Attention(nn.Module):
     """Query, key and value from one input; masked; a residual addition, a norm and two linears with GELU."""
 

@@ -11,7 +11,7 @@ from octavo.engines.inductor import lowered
 from octavo.engines.lowering.product import attend
 from octavo.engines.native import compiler, load_kernels
 from octavo.network.simulate import simulate
-from test_convolution_kernel import assert_agrees
+from test_chain import assert_agrees
 from test_openvino import prepared
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="the inductor engine needs a C++ compiler")
@@ -141,16 +141,3 @@ def test_values_of_two_grids_are_no_attention() -> None:
     for target in ("onednn", "openvino", "paper"):
         params = prepared(net, example, target=target)
         assert_agrees(lowered(params)[0], simulate(params), example, decibels=40)
-
-
-def test_kernels_refuse_shapes_that_do_not_fit() -> None:
-    u = torch.zeros(2, 3, 4, 8, dtype=torch.uint8)
-    for other in (u[:1], u[:, :1], u[..., :4]):
-        with pytest.raises(RuntimeError, match="int8 matmul: shapes do not fit"):
-            torch.ops.octavo.int8_matmul(u, 128, other.transpose(2, 3), 128, 1.0)
-        for q, k, v in ((u, other, u), (other, u, u), (u, u, other if other.shape[3] == 8 else u[:, :, :2])):
-            with pytest.raises(RuntimeError, match="int8 attention: shapes do not fit"):
-                torch.ops.octavo.int8_attention(q, 0, k, 0, v, 0, None, 1.0, 1 / 255, 255, 1.0, 0.0, 0, 0, 0)
-    for bias in (torch.zeros(3, 1, 1, 4), torch.zeros(1, 2, 1, 4), torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 1, 3)):
-        with pytest.raises(RuntimeError, match="bias does not fit the scores"):
-            torch.ops.octavo.int8_attention(u, 0, u, 0, u, 0, bias, 1.0, 1 / 255, 255, 1.0, 0.0, 0, 0, 0)

@@ -15,7 +15,7 @@ from octavo.engines.native import compiler
 from octavo.engines.retrace import exported_again
 from octavo.network.edit import copy_module
 from octavo.network.simulate import simulate
-from test_convolution_kernel import assert_agrees
+from test_chain import assert_agrees
 from test_openvino import prepared
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="the inductor engine needs a C++ compiler")

@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.engines.native import compiler, load_kernels
-
-pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _kernels() -> None:
-    load_kernels()
+from kernels import _every_isa, operators  # noqa: F401
 
 
 def by_rows(x: Tensor, highest: int, *, signed: bool = True, axis: int = -1) -> tuple[Tensor, Tensor]:
@@ -34,7 +27,7 @@ def integers(*size: int) -> Tensor:
 
 
 def rows_of(x: Tensor, weight: Tensor, scales: Tensor, *, highest: int = 127, signed: bool = True) -> Tensor:
-    out: Tensor = torch.ops.octavo.int8_linear_rows(x, weight, scales, None, highest, signed)
+    out: Tensor = operators().int8_linear_rows(x, weight, scales, None, highest, signed)
     return out
 
 
@@ -63,7 +56,7 @@ def test_every_number_of_bits_and_of_threads(highest: int, signed: bool, threads
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, highest, signed)
+        found = operators().int8_linear_rows(x, weight, scales, bias, highest, signed)
     finally:
         torch.set_num_threads(before)
     assert found.shape == (2, 13, 600)
@@ -75,13 +68,13 @@ def test_activations(post: str, function) -> None:
     x, weight = torch.randn(30, 40), torch.randint(-127, 128, (50, 40), dtype=torch.int8)
     scales, bias = torch.logspace(-5, 1, 50), torch.randn(50)
     wanted = function(linear(x, weight, scales, bias, 127, True))
-    found = torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, post)
+    found = operators().int8_linear_rows(x, weight, scales, bias, 127, True, post)
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-6
     assert float((found - wanted).abs()[wanted.abs() < 6].max()) < 3e-6
     x[3] = math.nan
-    assert torch.isnan(torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, post)[3]).all()
+    assert torch.isnan(operators().int8_linear_rows(x, weight, scales, bias, 127, True, post)[3]).all()
     with pytest.raises(RuntimeError, match="it has no tanh"):
-        torch.ops.octavo.int8_linear_rows(x, weight, scales, bias, 127, True, "tanh")
+        operators().int8_linear_rows(x, weight, scales, bias, 127, True, "tanh")
 
 
 @pytest.mark.parametrize("threads", [1, 4, 7])
@@ -107,10 +100,10 @@ def test_sums_as_deep_as_int32_allows() -> None:
 
 def test_rows_of_zeros_none_at_all_and_without_order_in_memory() -> None:
     weight, scales, bias = torch.randint(-127, 128, (20, 8), dtype=torch.int8), torch.rand(20), torch.randn(20)
-    found = torch.ops.octavo.int8_linear_rows(torch.zeros(3, 8), weight, scales, bias, 127, True)
+    found = operators().int8_linear_rows(torch.zeros(3, 8), weight, scales, bias, 127, True)
     assert torch.equal(found, bias.expand(3, 20))
-    assert torch.ops.octavo.int8_linear_rows(torch.zeros(0, 8), weight, scales, bias, 127, True).shape == (0, 20)
-    assert torch.ops.octavo.int8_linear_rows(torch.randn(8), weight, scales, bias, 127, True).shape == (20,)
+    assert operators().int8_linear_rows(torch.zeros(0, 8), weight, scales, bias, 127, True).shape == (0, 20)
+    assert operators().int8_linear_rows(torch.randn(8), weight, scales, bias, 127, True).shape == (20,)
     x = torch.randn(8, 30).t()
     close(
         rows_of(x, weight, scales),
@@ -162,7 +155,7 @@ def test_attention(bias: tuple[int, ...] | None, sizes: tuple[int, int]) -> None
     k[:, :, 9] /= 1000
     v[..., 0] *= 1000
     added = None if bias is None else torch.randn(bias)
-    found = torch.ops.octavo.int8_attention_rows(q, k, v, added, 0.3, 127, 127, 255, 127)
+    found = operators().int8_attention_rows(q, k, v, added, 0.3, 127, 127, 255, 127)
     wanted = attended(q, k, v, added, 0.3)
     assert found.transpose(1, 2).is_contiguous()
     noise = (found.double() - wanted).square().sum((0, 1, 2)) / wanted.square().sum((0, 1, 2))
@@ -173,11 +166,11 @@ def test_attention(bias: tuple[int, ...] | None, sizes: tuple[int, int]) -> None
 def test_attention_to_what_is_no_number_is_none(bad: float) -> None:
     """As in float: of a query its row, of a key all rows of its head, of a value its column."""
     q, k, v = (torch.randn(1, 2, 30, 8) for _ in range(3))
-    wanted = torch.ops.octavo.int8_attention_rows(q, k, v, None, 0.3, 127, 127, 255, 127)
+    wanted = operators().int8_attention_rows(q, k, v, None, 0.3, 127, 127, 255, 127)
     for operand, spoiled in ((q, (0, 1, 7)), (k, (0, 1)), (v, (0, 1, slice(None), 3))):
         kept = operand.clone()
         operand[0, 1, 7, 3] = bad
-        found = torch.ops.octavo.int8_attention_rows(q, k, v, None, 0.3, 127, 127, 255, 127)
+        found = operators().int8_attention_rows(q, k, v, None, 0.3, 127, 127, 255, 127)
         operand.copy_(kept)
         assert torch.isnan(found[spoiled]).all()
         found[spoiled] = wanted[spoiled]
@@ -187,8 +180,8 @@ def test_attention_to_what_is_no_number_is_none(bad: float) -> None:
 def test_attention_refuses_what_does_not_fit() -> None:
     q = torch.randn(1, 2, 5, 8)
     with pytest.raises(RuntimeError, match="shapes or types do not fit"):
-        torch.ops.octavo.int8_attention_rows(q, q[..., :4], q, None, 1.0, 127, 127, 255, 127)
+        operators().int8_attention_rows(q, q[..., :4], q, None, 1.0, 127, 127, 255, 127)
     with pytest.raises(RuntimeError, match="bias does not fit"):
-        torch.ops.octavo.int8_attention_rows(q, q, q, torch.zeros(1, 1, 5, 4), 1.0, 127, 127, 255, 127)
+        operators().int8_attention_rows(q, q, q, torch.zeros(1, 1, 5, 4), 1.0, 127, 127, 255, 127)
     with pytest.raises(RuntimeError, match="shapes or types do not fit"):
-        torch.ops.octavo.int8_linear_rows(q, torch.zeros(3, 7, dtype=torch.int8), torch.ones(3), None, 127, True)
+        operators().int8_linear_rows(q, torch.zeros(3, 7, dtype=torch.int8), torch.ones(3), None, 127, True)

@@ -32,11 +32,6 @@ def adds_int8_pairs_in_16_bits() -> bool:
     return "avx2" in flags and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
-def has_avx512_vnni() -> bool:
-    """Whether this CPU multiplies bytes in vectors of 64, for which our kernel of convolutions is written."""
-    return "avx512_vnni" in machine()["flags"]
-
-
 def _cpu_lines(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     if not path.is_file():
         return {}

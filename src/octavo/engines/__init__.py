@@ -29,7 +29,7 @@ class Engine:
     reads_onnx  whether it takes the ONNX model that lies in a saved network
     precisions  of its float network, beside which the integer one is timed
     decisive    the packages beside torch whose versions decide what it computes
-    vectorized  whether its products of integers are the CPU's own, with the CPU's limits
+    vectorized  whether its products of integers are the CPU's own, with the CPU's limits; ours are exact on all
     near_tie    how far from a tie, in steps, a value may lie that it rounds the other way than the simulation
     """
 
@@ -76,6 +76,7 @@ ENGINES: dict[str, Engine] = {
         compiler=True,
         target="onednn",
         precisions=("f32", "bf16"),
+        vectorized=False,
     ),
     "onnxruntime": Engine(
         module="octavo.engines.onnxruntime",

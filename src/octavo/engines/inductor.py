@@ -22,11 +22,9 @@ from octavo.engines.lowering.build import Lowering
 from octavo.engines.lowering.executions import executions, in_float, is_compute_heavy
 from octavo.engines.native import cache_folder, compiler_version, library, load_kernels
 from octavo.engines.retrace import exported_again
-from octavo.engines.rows import with_rows_scaled
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError, reason
 from octavo.files import built
-from octavo.machine import has_avx512_vnni
 from octavo.network.edit import attribute, copy_module, emit, emit_parameter, value
 from octavo.network.graph import Graph
 from octavo.network.operations import operation
@@ -68,8 +66,6 @@ def lowered(net: Quantized) -> tuple[GraphModule, dict[str, Execution]]:
     """(`net` on integer kernels, called like the user's model; how each of its compute-heavy operations runs)."""
     load_kernels()
     layers = layer_names(net.graph, net.plan.target)
-    if not has_avx512_vnni():  # for which our kernels of rows are written
-        net = with_rows_scaled(net)
     module = copy_module(net.plan.marked.module, own_parameters=False)
     lowering = Lowering(module, layers, net.values)
     for node in module.graph.nodes:

@@ -4,19 +4,30 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
+from octavo.engines.isa import Isa, isa
 from octavo.errors import QuantizationError, reason
 from octavo.files import built
 from octavo.machine import machine
 
 SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-w")
+FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "-ffp-contract=off",  # a·b + c is rounded as it is written: so results are the same on every CPU
+    "-fPIC",
+    "-fopenmp",
+    "-DAT_PARALLEL_OPENMP=1",
+    "-w",
+)
 LIBRARIES = (
     "-ltorch_cpu",
     "-lc10",
@@ -48,12 +59,15 @@ def cache_folder() -> Path:
 
 
 @cache
-def load_kernels() -> None:
+def load_kernels(*, made_of: Isa | None = None, emulated: bool = False, operators: str = "octavo") -> None:
     """Make the operators of `SHAPES` callable as torch.ops.octavo.…; the first time on a machine, it compiles them.
 
-    raises  QuantizationError without a C++ compiler, or if it fails
+    made_of    instructions; by default `isa()`
+    emulated   even if this CPU has them
+    operators  where they are to be found in torch.ops: of every name there is one set in a process
+    raises     QuantizationError without a C++ compiler, or if it fails
     """
-    path = library()
+    path = library(made_of=made_of, emulated=emulated, operators=operators)
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -64,14 +78,15 @@ def load_kernels() -> None:
             site=str(path),
         ) from error
     for name, shape in SHAPES.items():
-        torch.library.register_fake(f"octavo::{name}", shape)
+        torch.library.register_fake(f"{operators}::{name}", shape)
 
 
-def library() -> Path:
+def library(*, made_of: Isa | None = None, emulated: bool = False, operators: str = "octavo") -> Path:
     """The compiled kernels; named after all that they depend on, so that a cache may be shared by machines."""
+    flags = (*FLAGS, *_flags(made_of or isa(), emulated=emulated), f"-DOCTAVO_OPERATORS={operators}")
     facts = (
         [path.read_text() for path in SOURCES],
-        FLAGS,
+        flags,
         LIBRARIES,
         torch.__version__,
         machine()["cpu"],
@@ -79,10 +94,17 @@ def library() -> Path:
         compiler_version(),
     )
     path = cache_folder() / f"int8-{sha256(repr(facts).encode()).hexdigest()[:16]}.so"
-    return built(path, _compile)
+    return built(path, lambda new: _compile(new, flags))
 
 
-def _compile(path: Path) -> None:
+def _flags(made_of: Isa, *, emulated: bool) -> tuple[str, ...]:
+    if not (emulated or made_of.lacking):
+        return made_of.flags
+    assert made_of.emulated is not None, f"{made_of.name} is not emulated"
+    return made_of.emulated
+
+
+def _compile(path: Path, flags: tuple[str, ...]) -> None:
     command = compiler()
     if command is None:
         raise QuantizationError(
@@ -91,16 +113,25 @@ def _compile(path: Path) -> None:
             remedy='install g++ (Debian: "apt install g++") or name one in CXX; or use another engine',
         )
     torch_folder = Path(torch.__file__).parent
-    units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
     headers = [f"-I{torch_folder / path}" for path in ("include", "include/torch/csrc/api/include")]
-    call = [command, *FLAGS, *headers, *units, "-o", str(path), f"-L{torch_folder / 'lib'}", *LIBRARIES]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    units = [path for path in SOURCES if path.suffix == ".cpp"]
+    with TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:  # a compiler for each unit
+        objects = [str(Path(folder, f"{unit.stem}.o")) for unit in units]
+        calls = [
+            [command, *flags, *headers, "-c", str(unit), "-o", to] for unit, to in zip(units, objects, strict=True)
+        ]
+        list(threads.map(_call, calls))
+        _call([command, "-shared", "-fopenmp", *objects, "-o", str(path), f"-L{torch_folder / 'lib'}", *LIBRARIES])
+
+
+def _call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["without a word"]
         said = next((line for line in lines if "error" in line), lines[0])[:200]
         raise QuantizationError(
             asked="compile Octavo's integer kernels",
-            seen=f"{Path(command).name} failed ({said})",
+            seen=f"{Path(command[0]).name} failed ({said})",
             remedy="name another compiler in CXX, or use another engine",
         )
 
@@ -129,9 +160,10 @@ def _convolutions(x: Tensor, skip: Tensor | None, skip_scale: float, weights: li
     channels, height, width = x.shape[1:]
     for at in range(0, len(geometry), facts):
         _, channels, *sizes = geometry[at : at + facts]
-        kernel, stride, before, behind = (sizes[i : i + 2] for i in (0, 2, 4, 6))
+        kernel, stride, dilation, before, behind = (sizes[i : i + 2] for i in (0, 2, 4, 6, 8))
         height, width = (
-            (n + before[i] + behind[i] - kernel[i]) // stride[i] + 1 for i, n in enumerate((height, width))
+            (n + before[i] + behind[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+            for i, n in enumerate((height, width))
         )
     dtype = torch.float32 if to_float else torch.uint8
     return x.new_empty((x.shape[0], height, width, channels), dtype=dtype).movedim(-1, 1)
@@ -163,6 +195,7 @@ def _attention_rows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, score_
 # What each operator returns, for who traces it: shape, dtype and order in memory.
 SHAPES: dict[str, Callable[..., Tensor]] = {
     "int8_linear": _linear,
+    "int8_linear_of_bytes": _linear,
     "int8_convolution": _convolution,
     "int8_convolutions": _convolutions,
     "int8_matmul": _matmul,

@@ -13,6 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from octavo.engines.check import Outputs, simulated
+from octavo.engines.isa import isa
 from octavo.engines.native import SOURCES, cache_folder
 from octavo.machine import machine, versions
 from octavo.network.quantized import Quantized
@@ -72,7 +73,7 @@ def remember_check(digest: str, engine: str, options: dict[str, Any]) -> None:
 
 def _place(digest: str, engine: str, options: dict[str, Any]) -> Path:
     cpu = {name: machine()[name] for name in ("cpu", "flags")}
-    kernels = [path.read_text() for path in SOURCES] if engine == "inductor" else []
+    kernels = [isa().name, *(path.read_text() for path in SOURCES)] if engine == "inductor" else []
     given = {name: repr(value) for name, value in options.items() if name != "network"}
     facts = json.dumps([digest, engine, versions(), cpu, kernels, given], sort_keys=True)
     return cache_folder() / "checks" / sha256(facts.encode()).hexdigest()

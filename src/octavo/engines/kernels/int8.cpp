@@ -42,7 +42,7 @@ Tensor product(const Tensor& left, int64_t z_left, const Tensor& right, int64_t 
       for (int64_t row = first; row < std::min(first + height, M); row += BLOCK) {
         const int64_t count = std::min({BLOCK, M - row, first + height - row});
         int64_t stride;
-        const uint8_t* from = rows.of(bytes(left, b, h) + row * left.stride(2), count, K, left.stride(2), left.stride(3), stride);
+        const Left* from = rows.of(bytes(left, b, h) + row * left.stride(2), count, K, left.stride(2), left.stride(3), stride);
         multiply(from, stride, count, K, c, packed.view(), sums.data(), packed.columns);
         for (int64_t i = 0; i < count; ++i) write_row(sums.data() + i * packed.columns, N, as, at_row(out, b, h, row + i));
       }
@@ -103,14 +103,14 @@ Tensor attention(const Tensor& q, int64_t z_q, const Tensor& k, int64_t z_k, con
       for (int64_t row = first; row < std::min(first + height, S); row += BLOCK) {
         const int64_t count = std::min({BLOCK, S - row, first + height - row});
         int64_t stride;
-        const uint8_t* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
+        const Left* from = rows.of(bytes(q, b, h) + row * q.stride(2), count, D, q.stride(2), q.stride(3), stride);
         multiply(from, stride, count, D, c_k, keys.view(), between.scores.data(), keys.columns);
         const int64_t together = std::max<int64_t>(1, IN_CACHE / keys.columns);
         for (int64_t i = 0; i < count; i += together) {
           softmax(between.scores.data() + i * keys.columns, std::min(together, count - i), shifts.data(), T, keys.columns,
-                  added.row(b, h, row + i), added.stride(), by, between.weights.data() + i * keys.columns);
+                  added.row(b, h, row + i), added.stride(), by, between.weights.data() + i * between.depth, between.depth);
         }
-        multiply(between.weights.data(), keys.columns, count, T, c_v, values.view(), between.sums.data(), values.columns);
+        multiply(between.weights.data(), between.depth, count, T, c_v, values.view(), between.sums.data(), values.columns);
         for (int64_t i = 0; i < count; ++i) write_row(between.sums.data() + i * values.columns, E, as, at_row(out, b, h, row + i));
       }
     }
@@ -162,7 +162,7 @@ Tensor convolution(const Tensor& x, double x_scale, int64_t x_zero, const Tensor
 
 }  // namespace
 
-TORCH_LIBRARY(octavo, m) {
+OCTAVO_LIBRARY(OCTAVO_OPERATORS, m) {
   m.def(
       "int8_linear(Tensor x, float x_scale, int x_zero, Tensor weight, Tensor scales, Tensor? bias, float out_scale, "
       "int out_zero, bool to_uint8, str post, float[] post_arguments, str algorithm) -> Tensor");
@@ -177,7 +177,7 @@ TORCH_LIBRARY(octavo, m) {
       "int out_high) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(octavo, CPU, m) {
+OCTAVO_IMPLEMENTATION(OCTAVO_OPERATORS, CPU, m) {
   m.impl("int8_linear", linear);
   m.impl("int8_convolution", convolution);
   m.impl("int8_matmul", matmul);

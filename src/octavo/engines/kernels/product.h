@@ -19,26 +19,33 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
-#include "vnni.h"
+#include "simd.h"
 
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t ROWS = 6;    // of the left operand in registers at once: 6 × 4 sums, 4 right vectors, 1 left: 29 of 32
-constexpr int64_t WIDE = 4;    // vectors of the right operand in registers at once
 constexpr int64_t BLOCK = 24;  // rows of scores kept in the cache between the two products of an attention
 constexpr int64_t IN_CACHE = 4096;  // of these scores, half of the nearest cache
 constexpr int64_t DEEPEST = 33024;  // 255 · 255 · DEEPEST < 2³¹: no sum of so many products leaves int32
 
-// The right operand [depth, columns], packed: four consecutive depths of one column stand side by side.
+// Of so many consecutive integers of a left row, all groups: zeros stand behind them.
+inline int64_t padded(int64_t depth) { return round_up(depth, GROUP); }
+
+constexpr int64_t PANEL = WIDE * LANES;  // columns that lie together: one tile reads no others
+
+// The right operand [depth, columns], packed: panel by panel, [depth / GROUP][columns of the panel][GROUP]. The last may be
+// narrower than the others.
 struct Columns {
-  int64_t depth, columns;  // padded to multiples of 4 and LANES, with zeros
-  int64_t stride;          // columns of the whole, if these are a part
-  const int8_t* values;    // [depth / 4][stride][4]
-  const int32_t* starts;   // [columns] where the sums of a column begin: z_l (K·c − Σ r)
+  int64_t depth, columns;  // padded to multiples of GROUP and LANES, with zeros
+  const int8_t* values;
+  const int32_t* starts;  // [columns] where the sums of a column begin: z_l (K·c − Σ r)
+
+  // Some columns, of which the first is the first of a panel
+  Columns part(int64_t first, int64_t count) const { return {depth, count, values + first * depth, starts + first}; }
 };
 
 struct Packed {
@@ -46,10 +53,10 @@ struct Packed {
   std::vector<int8_t> values;
   std::vector<int32_t> starts;
 
-  Columns view() const { return {depth, columns, columns, values.data(), starts.data()}; }
+  Columns view() const { return {depth, columns, values.data(), starts.data()}; }
 
   void reserve(int64_t k, int64_t n) {
-    depth = round_up(k, 4);
+    depth = padded(k);
     columns = round_up(n, LANES);
     values.resize(depth * columns);
     starts.resize(columns);
@@ -58,114 +65,88 @@ struct Packed {
 
 int8_t shifted(uint8_t u) { return static_cast<int8_t>(u ^ 0x80); }
 
-void pack_group(Packed& to, int64_t group, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn) {
-  int8_t* out = to.values.data() + group * to.columns * 4;
-  const int64_t first = group * 4, height = std::min<int64_t>(4, k - first);
+// One group of depths of `width` columns, which are padded to `padded`, [padded][GROUP] in `to`
+void pack_group(int8_t* to, const uint8_t* from, int64_t height, int64_t width, int64_t padded, int64_t sk, int64_t sn) {
   int64_t column = 0;
-#ifdef OCTAVO_VNNI
-  if (sn == 1 && height == 4) {  // rows lie contiguously: interleave four of them, sixteen columns at a time
-    const __m128i flip = _mm_set1_epi8(static_cast<char>(0x80));
-    for (; column + 16 <= n; column += 16) {
-      __m128i row[4];
-      for (int i = 0; i < 4; ++i) {
-        const auto* at = reinterpret_cast<const __m128i*>(from + (first + i) * sk + column);
-        row[i] = _mm_xor_si128(_mm_loadu_si128(at), flip);
-      }
-      const __m128i low01 = _mm_unpacklo_epi8(row[0], row[1]), high01 = _mm_unpackhi_epi8(row[0], row[1]);
-      const __m128i low23 = _mm_unpacklo_epi8(row[2], row[3]), high23 = _mm_unpackhi_epi8(row[2], row[3]);
-      auto* at = reinterpret_cast<__m128i*>(out + column * 4);
-      _mm_storeu_si128(at + 0, _mm_unpacklo_epi16(low01, low23));
-      _mm_storeu_si128(at + 1, _mm_unpackhi_epi16(low01, low23));
-      _mm_storeu_si128(at + 2, _mm_unpacklo_epi16(high01, high23));
-      _mm_storeu_si128(at + 3, _mm_unpackhi_epi16(high01, high23));
+  if (sn == 1 && height == GROUP) {  // rows lie contiguously: interleave them, sixteen columns at a time
+    for (; column + LANES <= width; column += LANES) {
+      const uint8_t* rows[GROUP];
+      for (int64_t i = 0; i < GROUP; ++i) rows[i] = from + i * sk + column;
+      weave(rows, to + column * GROUP);
     }
   }
-#endif
-  if (sk == 1 && height == 4) {  // columns lie contiguously: four bytes at a time
-    for (; column < n; ++column) {
-      uint32_t four;
-      std::memcpy(&four, from + column * sn + first, 4);
-      four ^= 0x80808080u;
-      std::memcpy(out + column * 4, &four, 4);
+  if (sk == 1 && height == GROUP) {  // columns lie contiguously: a group at a time
+    for (; column < width; ++column) {
+      std::conditional_t<GROUP == 4, uint32_t, uint16_t> group;
+      std::memcpy(&group, from + column * sn, GROUP);
+      group ^= static_cast<decltype(group)>(0x80808080u);
+      std::memcpy(to + column * GROUP, &group, GROUP);
     }
   }
-  for (; column < n; ++column)
-    for (int64_t i = 0; i < 4; ++i)
-      out[column * 4 + i] = i < height ? shifted(from[(first + i) * sk + column * sn]) : 0;
-  std::memset(out + n * 4, 0, (to.columns - n) * 4);
+  for (; column < width; ++column)
+    for (int64_t i = 0; i < GROUP; ++i) to[column * GROUP + i] = i < height ? shifted(from[i * sk + column * sn]) : 0;
+  std::memset(to + width * GROUP, 0, (padded - width) * GROUP);
 }
 
 // from[k·sk + n·sn], k < depth, n < columns; c is its zero-point as a signed operand, z_left that of the left one
 void pack(Packed& to, const uint8_t* from, int64_t k, int64_t n, int64_t sk, int64_t sn, int64_t c, int64_t z_left) {
   to.reserve(k, n);
-  for (int64_t group = 0; group < to.depth / 4; ++group) pack_group(to, group, from, k, n, sk, sn);
   std::fill(to.starts.begin(), to.starts.end(), 0);
-  for (int64_t group = 0; group < to.depth / 4; ++group) {
-    const int8_t* in = to.values.data() + group * to.columns * 4;
-    for (int64_t column = 0; column < to.columns; ++column)
-      to.starts[column] += in[column * 4] + in[column * 4 + 1] + in[column * 4 + 2] + in[column * 4 + 3];
+  for (int64_t first = 0; first < to.columns; first += PANEL) {
+    const int64_t width = std::min(PANEL, to.columns - first);
+    int8_t* out = to.values.data() + first * to.depth;
+    for (int64_t depth = 0; depth < to.depth; depth += GROUP, out += width * GROUP) {
+      pack_group(out, from + depth * sk + first * sn, std::min(GROUP, k - depth), std::min(width, n - first), width, sk, sn);
+      for (int64_t column = 0; column < width; ++column)
+        for (int64_t i = 0; i < GROUP; ++i) to.starts[first + column] += out[column * GROUP + i];
+    }
   }
   for (int32_t& start : to.starts) start = static_cast<int32_t>(z_left * (k * c - start));
 }
 
-#ifdef OCTAVO_VNNI
 template <int rows, int wide>
-void tile(const uint8_t* left, int64_t stride, const int32_t* starts, const Columns& right, int64_t column, int32_t* out,
-          int64_t out_stride) {
-  __m512i sum[rows][wide];
+void tile(const Left* left, int64_t stride, const int32_t* starts, const Columns& right, int32_t* out, int64_t out_stride) {
+  I32 sum[rows][wide];
   UNROLLED for (int j = 0; j < wide; ++j) {
-    const __m512i start = _mm512_loadu_si512(right.starts + column + j * LANES);
-    UNROLLED for (int i = 0; i < rows; ++i) sum[i][j] = _mm512_add_epi32(start, _mm512_set1_epi32(starts[i]));
+    const I32 start = load(right.starts + j * LANES);
+    UNROLLED for (int i = 0; i < rows; ++i) sum[i][j] = add(start, every(starts[i]));
   }
-  const int8_t* in = right.values + column * 4;
-  for (int64_t k = 0; k < right.depth; k += 4, in += right.stride * 4) {
-    __m512i vector[wide];
-    UNROLLED for (int j = 0; j < wide; ++j) vector[j] = _mm512_loadu_si512(in + j * LANES * 4);
+  const int8_t* in = right.values;
+  for (int64_t k = 0; k < right.depth; k += GROUP, in += wide * LANES * GROUP) {
+    Right vector[wide];
+    UNROLLED for (int j = 0; j < wide; ++j) vector[j] = load(in + j * LANES * GROUP);
     UNROLLED for (int i = 0; i < rows; ++i) {
-      int32_t four;
-      std::memcpy(&four, left + i * stride + k, 4);
-      const __m512i all = _mm512_set1_epi32(four);
-      UNROLLED for (int j = 0; j < wide; ++j) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], all, vector[j]);
+      const Spread all = spread(left + i * stride + k);
+      UNROLLED for (int j = 0; j < wide; ++j) dot(sum[i][j], all, vector[j]);
     }
   }
   UNROLLED for (int i = 0; i < rows; ++i)
-    UNROLLED for (int j = 0; j < wide; ++j)
-      _mm512_storeu_si512(out + i * out_stride + column + j * LANES, sum[i][j]);
+    UNROLLED for (int j = 0; j < wide; ++j) store(out + i * out_stride + j * LANES, sum[i][j]);
 }
 
-#else
+// The rows that remain behind whole tiles, `rows` or fewer
 template <int rows, int wide>
-void tile(const uint8_t* left, int64_t stride, const int32_t* starts, const Columns& right, int64_t column, int32_t* out,
+void rest(int64_t count, const Left* left, int64_t stride, const int32_t* starts, const Columns& right, int32_t* out,
           int64_t out_stride) {
-  constexpr int64_t width = wide * LANES;
-  for (int i = 0; i < rows; ++i) {
-    auto* sum = reinterpret_cast<uint32_t*>(out + i * out_stride + column);  // unsigned: those may wrap around
-    for (int64_t n = 0; n < width; ++n)
-      sum[n] = static_cast<uint32_t>(right.starts[column + n]) + static_cast<uint32_t>(starts[i]);
-    for (int64_t k = 0; k < right.depth; k += 4) {
-      const uint8_t* u = left + i * stride + k;
-      const int8_t* r = right.values + k * right.stride + 4 * column;
-      for (int64_t n = 0; n < width; ++n)
-        sum[n] += u[0] * r[4 * n] + u[1] * r[4 * n + 1] + u[2] * r[4 * n + 2] + u[3] * r[4 * n + 3];
-    }
-  }
+  if (count == rows) tile<rows, wide>(left, stride, starts, right, out, out_stride);
+  if constexpr (rows > 1)
+    if (count < rows) rest<rows - 1, wide>(count, left, stride, starts, right, out, out_stride);
 }
-#endif
 
-// All rows by a few columns, which stay in the cache meanwhile
+// All rows by one panel of columns, or the last, which is narrower; it stays in the cache meanwhile
 template <int wide>
-void panel(const uint8_t* left, int64_t stride, int64_t rows, const int32_t* starts, const Columns& right, int64_t column,
-           int32_t* out, int64_t out_stride) {
+void panel(const Left* left, int64_t stride, int64_t rows, const int32_t* starts, const Columns& right, int32_t* out,
+           int64_t out_stride) {
+  if constexpr (wide > 1)
+    if (right.columns < wide * LANES) return panel<wide - 1>(left, stride, rows, starts, right, out, out_stride);
   int64_t row = 0;
   for (; row + ROWS <= rows; row += ROWS)
-    tile<ROWS, wide>(left + row * stride, stride, starts + row, right, column, out + row * out_stride, out_stride);
-  constexpr decltype(&tile<1, wide>) REST[ROWS] = {nullptr,       tile<1, wide>, tile<2, wide>,
-                                                   tile<3, wide>, tile<4, wide>, tile<5, wide>};
-  if (row < rows)
-    REST[rows - row](left + row * stride, stride, starts + row, right, column, out + row * out_stride, out_stride);
+    tile<ROWS, wide>(left + row * stride, stride, starts + row, right, out + row * out_stride, out_stride);
+  if (row < rows) rest<ROWS - 1, wide>(rows - row, left + row * stride, stride, starts + row, right, out + row * out_stride, out_stride);
 }
 
-int32_t sum_of(const uint8_t* values, int64_t count) {
+template <typename Integer>
+int32_t sum_of(const Integer* values, int64_t count) {
   int32_t sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += values[i];
   return sum;
@@ -173,28 +154,26 @@ int32_t sum_of(const uint8_t* values, int64_t count) {
 
 // out[rows, right.columns] = (left[rows, k] − z_left) · (right − c), for no more than BLOCK rows; right was packed with
 // z_left and c. left is readable up to right.depth in every row
-void multiply(const uint8_t* left, int64_t stride, int64_t rows, int64_t k, int64_t c, const Columns& right, int32_t* out,
+void multiply(const Left* left, int64_t stride, int64_t rows, int64_t k, int64_t c, const Columns& right, int32_t* out,
               int64_t out_stride) {
   int32_t starts[BLOCK];
   for (int64_t i = 0; i < rows; ++i) starts[i] = c == 0 ? 0 : static_cast<int32_t>(-c * sum_of(left + i * stride, k));
-  int64_t column = 0;
-  for (; column + WIDE * LANES <= right.columns; column += WIDE * LANES)
-    panel<WIDE>(left, stride, rows, starts, right, column, out, out_stride);
-  for (; column + 2 * LANES <= right.columns; column += 2 * LANES)
-    panel<2>(left, stride, rows, starts, right, column, out, out_stride);
-  for (; column < right.columns; column += LANES) panel<1>(left, stride, rows, starts, right, column, out, out_stride);
+  for (int64_t column = 0; column < right.columns; column += PANEL)
+    panel<WIDE>(left, stride, rows, starts, right.part(column, std::min(PANEL, right.columns - column)), out + column, out_stride);
 }
 
-// The rows of a left operand: where they are, if they can be read four bytes at a time, else a padded copy.
+// The rows of a left operand: where they are, if they can be read a group at a time, else a copy.
 struct Rows {
-  std::vector<uint8_t> copy;
+  std::vector<Left> copy;
 
-  const uint8_t* of(const uint8_t* from, int64_t rows, int64_t k, int64_t sr, int64_t sk, int64_t& stride) {
-    if (sk == 1 && k % 4 == 0) {
-      stride = sr;
-      return from;
+  const Left* of(const uint8_t* from, int64_t rows, int64_t k, int64_t sr, int64_t sk, int64_t& stride) {
+    if constexpr (std::is_same_v<Left, uint8_t>) {
+      if (sk == 1 && k == padded(k)) {
+        stride = sr;
+        return reinterpret_cast<const Left*>(from);
+      }
     }
-    stride = round_up(k, 4);
+    stride = padded(k);
     copy.assign(rows * stride, 0);
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < k; ++i) copy[row * stride + i] = from[row * sr + i * sk];
@@ -209,41 +188,23 @@ struct Output {
   bool raw = false;     // the sums themselves, in int32
 };
 
-#ifdef OCTAVO_VNNI
 void write_row(const int32_t* sums, int64_t columns, const Output& as, void* to) {
-  const __m512 scale = _mm512_set1_ps(as.scale);
-  const __m512 inverse = _mm512_set1_ps(as.inverse_step), zero = _mm512_set1_ps(as.zero);
-  const __m512 low = _mm512_set1_ps(as.low), high = _mm512_set1_ps(as.high);
+  const F32 scale = every(as.scale), inverse = every(as.inverse_step), zero = every(as.zero);
+  const F32 low = every(as.low), high = every(as.high);
   for (int64_t n = 0; n < columns; n += LANES) {
-    const __mmask16 mask = lanes(columns, n);
-    const __m512i sum = _mm512_loadu_si512(sums + n);  // sums are padded
-    __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    const Lanes some = lanes(columns - n);
+    const I32 sum = load(sums + n);  // sums are padded
+    const F32 x = multiply(to_floats(sum), scale);
     if (as.raw) {
-      _mm512_mask_storeu_epi32(static_cast<int32_t*>(to) + n, mask, sum);
+      store(static_cast<int32_t*>(to) + n, sum, some);
     } else if (as.inverse_step == 0) {
-      _mm512_mask_storeu_ps(static_cast<float*>(to) + n, mask, x);
+      store(static_cast<float*>(to) + n, x, some);
     } else {
-      x = _mm512_add_ps(_mm512_roundscale_ps(_mm512_mul_ps(x, inverse), 8), zero);
-      const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(x, low), high));
-      _mm512_mask_cvtepi32_storeu_epi8(static_cast<uint8_t*>(to) + n, mask, q);
+      const F32 q = add(nearest(multiply(x, inverse)), zero);
+      store(static_cast<uint8_t*>(to) + n, to_integers(min(max(q, low), high)), some);
     }
   }
 }
-#else
-void write_row(const int32_t* sums, int64_t columns, const Output& as, void* to) {
-  for (int64_t n = 0; n < columns; ++n) {
-    const float x = static_cast<float>(sums[n]) * as.scale;
-    if (as.raw) {
-      static_cast<int32_t*>(to)[n] = sums[n];
-    } else if (as.inverse_step == 0) {
-      static_cast<float*>(to)[n] = x;
-    } else {
-      const float q = std::nearbyint(x * as.inverse_step) + as.zero;
-      static_cast<uint8_t*>(to)[n] = static_cast<uint8_t>(std::min(std::max(q, as.low), as.high));
-    }
-  }
-}
-#endif
 
 void* at_row(const Tensor& out, int64_t b, int64_t h, int64_t row) {
   const int64_t offset = b * out.stride(0) + h * out.stride(1) + row * out.stride(2);

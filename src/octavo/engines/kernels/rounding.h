@@ -1,4 +1,4 @@
-// Numbers become bytes on scales taken from their largest values: of every row, or of every column.
+// Numbers become integers, 0 … 255, on scales taken from their largest values: of every row, or of every column.
 //
 // A row or column that holds NaN or infinity has the step NaN, whatever its bytes are then, and so spoils what is
 // multiplied by it and nothing else.
@@ -40,57 +40,45 @@ float larger(float most, float x) {
   return most;
 }
 
-uint8_t rounded(float x, float inverse, const Levels& by) {
+I32 larger(I32 most, F32 x) { return max(most, both(bits(x), every(int32_t(0x7fffffff)))); }
+
+int32_t rounded(float x, float inverse, const Levels& by) {
   const float q = std::nearbyint(std::min(std::max(by.lowest, x * inverse), by.highest));
-  return static_cast<uint8_t>(static_cast<int64_t>(q) + by.zero);
+  return static_cast<int32_t>(static_cast<int64_t>(q) + by.zero);
 }
 
-#ifdef OCTAVO_VNNI
-__m512i larger(__m512i most, __m512i x) { return _mm512_max_epi32(most, _mm512_and_si512(x, _mm512_set1_epi32(0x7fffffff))); }
-
-__m512i larger(__m512i most, const float* x, int64_t count) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) most = larger(most, _mm512_loadu_si512(x + i));
-  return i == count ? most : larger(most, _mm512_maskz_loadu_epi32(lanes(count, i), x + i));
+I32 rounded(F32 x, F32 inverse, const Levels& by) {
+  const F32 q = min(max(multiply(x, inverse), every(by.lowest)), every(by.highest));
+  return add(to_integers(q), every(static_cast<int32_t>(by.zero)));
 }
-
-__m128i rounded(__m512 x, __m512 inverse, const Levels& by) {
-  const __m512 low = _mm512_set1_ps(by.lowest), high = _mm512_set1_ps(by.highest);
-  const __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(x, inverse), low), high));
-  return _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(static_cast<int>(by.zero))));
-}
-#endif
 
 // max|x| of `count` numbers, `stride` apart
 float most_of(const float* x, int64_t count, int64_t stride) {
-#ifdef OCTAVO_VNNI
-  if (stride == 1) {
-    const int32_t bits = _mm512_reduce_max_epi32(larger(_mm512_setzero_si512(), x, count));
-    float most;
-    std::memcpy(&most, &bits, 4);
-    return most;
-  }
-#endif
   float most = 0;
-  for (int64_t i = 0; i < count; ++i) most = larger(most, x[i * stride]);
+  int64_t i = 0;
+  if (stride == 1 && count >= LANES) {
+    I32 all = every(int32_t(0));
+    for (; i + LANES <= count; i += LANES) all = larger(all, load(x + i));
+    most = highest_bits(from_bits(all));
+  }
+  for (; i < count; ++i) most = larger(most, x[i * stride]);
   return most;
 }
 
-// `count` numbers, `stride` apart, as bytes on one step; zeros behind them up to `depth`
-void round_to(uint8_t* to, const float* x, int64_t count, int64_t stride, int64_t depth, float step, const Levels& by) {
+// `count` numbers, `stride` apart, as integers on one step; zeros behind them up to `depth`
+template <typename Integer>
+void round_to(Integer* to, const float* x, int64_t count, int64_t stride, int64_t depth, float step, const Levels& by) {
   const float inverse = 1 / step;
   int64_t i = 0;
-#ifdef OCTAVO_VNNI
-  for (; stride == 1 && i + LANES <= count; i += LANES)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), rounded(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse), by));
-#endif
-  for (; i < count; ++i) to[i] = rounded(x[i * stride], inverse, by);
+  for (; stride == 1 && i + LANES <= count; i += LANES) store(to + i, rounded(load(x + i), every(inverse), by));
+  for (; i < count; ++i) to[i] = static_cast<Integer>(rounded(x[i * stride], inverse, by));
   for (; i < depth; ++i) to[i] = 0;
 }
 
 // Rows of a left operand: [rows, depth] from x[row · sr + k · sk], a step for each. Some rows at a time, which stay in the
 // nearest cache: so no row waits for its own maximum.
-void round_rows(uint8_t* to, float* steps, const float* x, int64_t rows, int64_t k, int64_t depth, int64_t sr, int64_t sk,
+template <typename Integer>
+void round_rows(Integer* to, float* steps, const float* x, int64_t rows, int64_t k, int64_t depth, int64_t sr, int64_t sk,
                 const Levels& by) {
   const int64_t together = std::max<int64_t>(1, IN_CACHE / std::max<int64_t>(k, 1));
   for (int64_t first = 0; first < rows; first += together) {
@@ -104,20 +92,18 @@ void round_rows(uint8_t* to, float* steps, const float* x, int64_t rows, int64_t
 // Columns of a right operand: [k, columns] from x[row · sk + column], a step for each
 void round_columns(uint8_t* to, float* steps, const float* x, int64_t k, int64_t columns, int64_t sk, const Levels& by) {
   int64_t n = 0;
-#ifdef OCTAVO_VNNI
   for (; n + LANES <= columns; n += LANES) {
-    __m512i most = _mm512_setzero_si512();
-    for (int64_t row = 0; row < k; ++row) most = larger(most, _mm512_loadu_si512(x + row * sk + n));
-    _mm512_storeu_si512(steps + n, most);
+    I32 most = every(int32_t(0));
+    for (int64_t row = 0; row < k; ++row) most = larger(most, load(x + row * sk + n));
+    store(steps + n, from_bits(most));
     by.to_steps(steps + n, LANES);
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), _mm512_loadu_ps(steps + n));
-    for (int64_t row = 0; row < k; ++row)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + row * columns + n), rounded(_mm512_loadu_ps(x + row * sk + n), inverse, by));
+    const F32 inverse = divide(every(1.0f), load(steps + n));
+    for (int64_t row = 0; row < k; ++row) store(to + row * columns + n, rounded(load(x + row * sk + n), inverse, by));
   }
-#endif
   for (; n < columns; ++n) {
     steps[n] = by.step(most_of(x + n, k, sk));
-    for (int64_t row = 0; row < k; ++row) to[row * columns + n] = rounded(x[row * sk + n], 1 / steps[n], by);
+    for (int64_t row = 0; row < k; ++row)
+      to[row * columns + n] = static_cast<uint8_t>(rounded(x[row * sk + n], 1 / steps[n], by));
   }
 }
 

@@ -11,18 +11,15 @@ namespace {
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LEAST = -100;  // of the exponents in a softmax: 2 to this is no weight, and one over it no infinity
 
-#ifdef OCTAVO_VNNI
 // 2ᵗ for t ≤ 0, relative error 3e-6: 2ᶠ by a minimax polynomial, f = t − ⌊t⌋, times 2 to the ⌊t⌋. NaN, which is what
 // remains of −∞ − −∞ where everything is masked, counts as LEAST.
-__m512 power_of_two(__m512 t) {
-  t = _mm512_max_ps(t, _mm512_set1_ps(LEAST));
-  const __m512 f = _mm512_sub_ps(t, _mm512_roundscale_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-  __m512 e = _mm512_set1_ps(1.353416724e-2f);
-  for (const float c : {5.201146191e-2f, 2.414427561e-1f, 6.930038346e-1f, 1.000002593f})
-    e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(e, t);
+F32 power_of_two(F32 t) {
+  t = max(t, every(LEAST));
+  const F32 whole = floor(t), f = subtract(t, whole);
+  F32 e = every(1.353416724e-2f);
+  for (const float c : {5.201146191e-2f, 2.414427561e-1f, 6.930038346e-1f, 1.000002593f}) e = fused(e, f, every(c));
+  return times_power_of_two(e, whole);
 }
-#endif
 
 // How the scores of one query become weights: 2 to the (sum · scale + shift + bias · log₂ e), over the total of these, on
 // integers of 1 / inverse_step. By rows, the sums have scales of their own, scale · of_row · of_column, and the integers
@@ -41,82 +38,62 @@ float factor_of(const Softmax& by, int64_t row, float total) {
   return by.highest;
 }
 
-// The scores of some queries: sums int32 [rows, padded], of which `columns` count, → weights uint8 [rows, padded], zeros
-// behind `columns`. bias float32 [rows, columns], its rows bias_stride apart, may be null. Each pass goes over all rows
-// before the next one: else it would wait for the maximum and for the total of every row.
+// The scores of some queries: sums int32 [rows, padded], of which `columns` count, → weights [rows, depth], zeros behind
+// `columns`. bias float32 [rows, columns], its rows bias_stride apart, may be null. Each pass goes over all rows before
+// the next one: else it would wait for the maximum and for the total of every row.
 void softmax(int32_t* sums, int64_t rows, const float* shifts, int64_t columns, int64_t padded, const float* bias,
-             int64_t bias_stride, const Softmax& by, uint8_t* weights) {
+             int64_t bias_stride, const Softmax& by, Left* weights, int64_t depth) {
   auto* scores = reinterpret_cast<float*>(sums);
   float of_row[BLOCK];  // the maximum, then the factor
-#ifdef OCTAVO_VNNI
-  const auto each = [&](const auto& step) {
+  const auto each_part = [&](const auto& step) INLINE {
     int64_t i = 0;
-    for (; i + LANES <= columns; i += LANES) step(i, static_cast<__mmask16>(0xffff));
-    if (i < columns) step(i, lanes(columns, i));
+    for (; i + LANES <= columns; i += LANES) step(i, lanes(LANES));
+    if (i < columns) step(i, lanes(columns - i));
   };
-  const __m512 log2_e = _mm512_set1_ps(LOG2_E), limit = _mm512_set1_ps(by.highest);
+  const F32 log2_e = every(LOG2_E), limit = every(by.highest), none = every(0.0f);
   for (int64_t row = 0; row < rows; ++row) {
-    const __m512 scale = _mm512_set1_ps(by.of_row == nullptr ? by.scale : by.scale * by.of_row[row]);
-    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    each([&](int64_t i, __mmask16 mask) {
-      __m512 score = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, sums + row * padded + i));
-      if (by.of_column != nullptr) score = _mm512_mul_ps(score, _mm512_loadu_ps(by.of_column + i));
-      score = _mm512_fmadd_ps(score, scale, _mm512_maskz_loadu_ps(mask, shifts + i));
-      if (bias != nullptr)
-        score = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, bias + row * bias_stride + i), log2_e, score);
-      most = _mm512_mask_max_ps(most, mask, most, score);
-      _mm512_mask_storeu_ps(scores + row * padded + i, mask, score);
+    const F32 scale = every(by.of_row == nullptr ? by.scale : by.scale * by.of_row[row]);
+    F32 most = every(-std::numeric_limits<float>::infinity());
+    each_part([&](int64_t i, Lanes some) INLINE {
+      F32 score = to_floats(load(sums + row * padded + i));
+      if (by.of_column != nullptr) score = multiply(score, load(by.of_column + i));
+      score = fused(score, scale, load(shifts + i));
+      if (bias != nullptr) score = fused(load(bias + row * bias_stride + i, some), log2_e, score);
+      most = keep(max(most, score), some, most);
+      store(scores + row * padded + i, score);
     });
-    of_row[row] = _mm512_reduce_max_ps(most);
+    of_row[row] = highest(most);
   }
   for (int64_t row = 0; row < rows; ++row) {
-    __m512 all = _mm512_setzero_ps();
-    const __m512 top = _mm512_set1_ps(of_row[row]);
-    each([&](int64_t i, __mmask16 mask) {
+    F32 all = none;
+    const F32 top = every(of_row[row]);
+    each_part([&](int64_t i, Lanes some) INLINE {
       float* const at = scores + row * padded + i;
-      const __m512 e = power_of_two(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, at), top));
-      all = _mm512_mask_add_ps(all, mask, all, e);
-      _mm512_mask_storeu_ps(at, mask, e);
+      const F32 e = keep(power_of_two(subtract(load(at), top)), some, none);
+      all = add(all, e);
+      store(at, e);
     });
-    of_row[row] = factor_of(by, row, _mm512_reduce_add_ps(all));
+    of_row[row] = factor_of(by, row, total(all));
   }
   for (int64_t row = 0; row < rows; ++row) {
-    const __m512 factor = _mm512_set1_ps(of_row[row]);
-    for (int64_t i = 0; i < padded; i += LANES) {
-      const __m512 e = _mm512_maskz_loadu_ps(lanes(columns, i), scores + row * padded + i);
-      const __m512i p = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(e, factor), limit));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(weights + row * padded + i), _mm512_cvtepi32_epi8(p));
-    }
+    const F32 factor = every(of_row[row]);
+    int64_t i = 0;
+    for (; i < columns; i += LANES)
+      store(weights + row * depth + i, to_integers(min(multiply(load(scores + row * padded + i), factor), limit)));
+    std::fill(weights + row * depth + std::min(i, depth), weights + (row + 1) * depth, 0);
   }
-#else
-  for (int64_t row = 0; row < rows; ++row) {
-    float total = 0, &highest = of_row[row] = -std::numeric_limits<float>::infinity();
-    float* const at = scores + row * padded;
-    for (int64_t i = 0; i < columns; ++i) {
-      const float added = bias == nullptr ? 0.0f : bias[row * bias_stride + i] * LOG2_E;
-      const float step = by.of_row == nullptr ? 1.0f : by.of_row[row] * by.of_column[i];
-      at[i] = static_cast<float>(sums[row * padded + i]) * by.scale * step + shifts[i] + added;
-      highest = std::max(highest, at[i]);
-    }
-    for (int64_t i = 0; i < columns; ++i) {
-      const float t = at[i] - highest;
-      total += at[i] = std::exp2(t > LEAST ? t : LEAST);
-    }
-    const float factor = factor_of(by, row, total);
-    for (int64_t i = 0; i < padded; ++i)
-      weights[row * padded + i] = i < columns ? static_cast<uint8_t>(std::nearbyint(std::min(at[i] * factor, by.highest))) : 0;
-  }
-#endif
 }
 
 // Between the two products of an attention: scores, weights and the sums of the second product, for BLOCK queries.
 struct Between {
   std::vector<int32_t> scores, sums;
-  std::vector<uint8_t> weights;
+  std::vector<Left> weights;
+  int64_t depth;  // of a row of weights
 
   void reserve(const Packed& keys, const Packed& values) {
+    depth = std::max(keys.columns, values.depth);
     scores.resize(BLOCK * keys.columns);
-    weights.resize(BLOCK * keys.columns);
+    weights.resize(BLOCK * depth);
     sums.resize(BLOCK * values.columns);
   }
 };

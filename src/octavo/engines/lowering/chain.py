@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from octavo.engines.isa import isa
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, only_reader, quantize_to_uint8
 from octavo.engines.lowering.convolution import Convolution, read
 from octavo.engines.lowering.epilogue import ACTIVATIONS, Epilogue, finish, redundant
 from octavo.engines.lowering.packing import pack_dense, pack_depthwise
 from octavo.engines.lowering.sizes import same_sizes
-from octavo.machine import has_avx512_vnni
 from octavo.network.edit import shape
 
 aten = torch.ops.aten
@@ -38,8 +38,10 @@ class Link:
                by, and what is added then
     depthwise  one filter a channel
     pointwise  1×1 with stride 1 and no padding: a row needs the same row of its input, and no other
-    facts      of the kernel: depthwise, outputs, kernel h and w, stride h and w, padding h and w before and behind,
-               zero, low, high
+    groups     of channels, of a dense one
+    dilation   along the height and the width
+    facts      of the kernel: depthwise, outputs, kernel h and w, stride h and w, dilation h and w, padding h and w
+               before and behind, zero, low, high, groups
     """
 
     node: Node
@@ -47,13 +49,18 @@ class Link:
     channels: tuple[Tensor, Tensor, Tensor]
     depthwise: bool
     pointwise: bool
+    groups: int
+    dilation: tuple[int, int]
     facts: tuple[int, ...]
 
     def packed(self, *, to_float: bool) -> tuple[Tensor, ...]:
         """(weights, starts, scales, offsets) as the kernel reads them."""
         if self.depthwise:
-            return pack_depthwise(self.weight, self.channels)
-        return pack_dense(self.weight, self.channels, ordered=to_float)
+            return pack_depthwise(self.weight, self.channels, isa(), dilated=self.dilation != (1, 1))
+        tap_by_tap = self.groups > 1 or self.dilation[1] > 1
+        return pack_dense(
+            self.weight, self.channels, isa(), ordered=to_float, groups=self.groups, tap_by_tap=tap_by_tap
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,24 +92,50 @@ class End:
 
 
 def chain(lowering: Lowering, node: Node) -> bool:
-    """x [N, C, H, W]; dense, or one filter a channel; followed by nothing, ReLU, ReLU6 or another bound."""
-    it = read(lowering, node) if has_avx512_vnni() else None
-    if it is None or it.weight.ndim != 4 or it.dilation != [1, 1]:
+    """x [N, C, H, W] or [N, C, W]; followed by nothing, ReLU, ReLU6 or another bound.
+
+    Where oneDNN is exact, it has what is rare: groups, dilation, one axis, and filters of each channel that end in
+    float32.
+    """
+    it = read(lowering, node)
+    if it is None:
         return False
-    it, source = _with_padding(it, cast(Node, node.args[0]))
     depthwise = it.groups == it.weight.shape[0] > 1 and it.weight.shape[1] == 1
     end = _end(lowering, node, adds=not depthwise)
-    link = _link(node, it, end, depthwise=depthwise)
-    if link is None or (it.groups > 1 and not depthwise) or (end.epilogue.grid is None and depthwise):
+    to_float = end.epilogue.grid is None
+    rare = it.weight.ndim == 3 or it.dilation != [1, 1] or (to_float if depthwise else it.groups > 1)
+    if rare and isa().onednn:
         return False
-    grown = _grown(lowering, it.x.node, link, alone=len(source.users) == 1)
+    flat = it.weight.ndim == 3
+    it, source = _with_padding(_upright(it), cast(Node, node.args[0]))
+    link = _link(node, it, end, depthwise=depthwise)
+    if link is None:
+        return False
+    grown = _grown(lowering, it.x.node, link, alone=len(source.users) == 1, flat=flat)
     if end.skip is not None:
-        grown = replace(grown, skip=end.skip.node, skip_scale=end.skip_scale)
-    result = _call(lowering, grown, to_float=end.epilogue.grid is None)
-    lowering.chains[result] = grown
+        skip = _unsqueezed(lowering, end.skip.node) if flat else end.skip.node
+        grown = replace(grown, skip=skip, skip_scale=end.skip_scale)
+    result = _call(lowering, grown, to_float=to_float)
     lowering.ran(result, *(each.node for each in grown.links))
+    result = lowering.emit(aten.squeeze.dim, result, 2) if flat else result
+    lowering.chains[result] = grown
     finish(lowering, end.epilogue, result)
     return True
+
+
+def _unsqueezed(lowering: Lowering, x: Node) -> Node:
+    """[N, C, 1, W] of x [N, C, W]."""
+    return lowering.emit(aten.unsqueeze.default, x, 2)
+
+
+def _upright(it: Convolution) -> Convolution:
+    """`it` over two axes; a convolution over one is that of images that are one pixel high."""
+    if it.weight.ndim == 4:
+        return it
+    return replace(
+        it, weight=it.weight.unsqueeze(2), stride=[1, *it.stride], padding=[0, *it.padding],
+        behind=[0, *it.behind], dilation=[1, *it.dilation],
+    )  # fmt: skip
 
 
 def _with_padding(it: Convolution, source: Node) -> tuple[Convolution, Node]:
@@ -190,9 +223,11 @@ def _link(node: Node, it: Convolution, end: End, *, depthwise: bool) -> Link | N
         channels=(starts.int(), scales.float(), offsets.float()),
         depthwise=depthwise,
         pointwise=not depthwise and (kernel, it.stride, it.padding, it.behind) == ([1, 1], [1, 1], [0, 0], [0, 0]),
+        groups=1 if depthwise else it.groups,
+        dilation=(it.dilation[0], it.dilation[1]),
         facts=(
-            int(depthwise), it.weight.shape[0], *kernel, *it.stride, *it.padding, *it.behind, it.x.grid.zero,
-            round(low), round(high),
+            int(depthwise), it.weight.shape[0], *kernel, *it.stride, *it.dilation, *it.padding, *it.behind,
+            it.x.grid.zero, round(low), round(high), 1 if depthwise else it.groups,
         ),
     )  # fmt: skip
 
@@ -206,14 +241,16 @@ def _bounds_in_steps(end: End) -> tuple[float, float]:
     return low, high
 
 
-def _grown(lowering: Lowering, x: Node, link: Link, *, alone: bool) -> Chain:
-    """The chain that wrote `x`, longer by `link`; or a new one. alone: nothing else reads `x`."""
+def _grown(lowering: Lowering, x: Node, link: Link, *, alone: bool, flat: bool) -> Chain:
+    """The chain that wrote `x`, longer by `link`; or a new one. alone: nothing else reads `x`; flat: x is [N, C, W]."""
     before: Chain | None = lowering.chains.get(x)
     if before is not None and before.skip is None and alone:
         last = before.links[-1]
         if (link.depthwise and not last.depthwise) or (link.pointwise and last.depthwise):
             return replace(before, links=(*before.links, link))
-    if x.target is quantize_to_uint8:  # Inductor, which computes it, can as well write it in the kernel's order
+    computed = x.target is quantize_to_uint8
+    x = _unsqueezed(lowering, x) if flat else x
+    if computed:  # by Inductor, which can as well write it in the kernel's order
         x = lowering.emit(aten.clone.default, x, memory_format=torch.channels_last)
     return Chain(x=x, links=(link,))
 

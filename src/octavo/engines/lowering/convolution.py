@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from octavo.engines.isa import isa
 from octavo.engines.lowering.build import Integers, Lowering
 from octavo.engines.lowering.epilogue import CONVOLUTION, clipped, epilogue, finish, operands, output, per_step
 from octavo.network.edit import argument, shape
@@ -62,8 +63,8 @@ def read(lowering: Lowering, node: Node) -> Convolution | None:
 
 
 def convolution(lowering: Lowering, node: Node) -> bool:
-    """oneDNN's kernel, with the activation and the rounding inside; it pads both sides alike."""
-    it = read(lowering, node)
+    """oneDNN's kernel, where it is exact, with the activation and the rounding inside; it pads both sides alike."""
+    it = read(lowering, node) if isa().onednn else None
     if it is None or it.padding != it.behind:
         return False
     end = epilogue(lowering, node, CONVOLUTION[it.weight.ndim - 2], of_channels=True)

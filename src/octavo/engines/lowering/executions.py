@@ -18,6 +18,7 @@ _LAYERS = "octavo_layers"  # in the meta of a lowered node
 # {target: (kernel, implementation)} of what multiplies integers, or reads them from a table.
 _ON_INTEGERS = {
     "octavo.int8_linear.default": ("linear", "onednn_i8"),
+    "octavo.int8_linear_of_bytes.default": ("linear", "octavo_i8"),
     "octavo.int8_linear_rows.default": ("linear", "octavo_i8"),
     "octavo.int8_convolution.default": ("convolution", "onednn_i8"),
     "octavo.int8_convolutions.default": ("convolution", "octavo_i8"),

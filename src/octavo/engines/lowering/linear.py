@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from octavo.engines.isa import isa
 from octavo.engines.lowering.build import Grid, Integers, Lowering, Rows, Weight, only_reader, readers
 from octavo.engines.lowering.epilogue import ACTIVATIONS, LINEAR, Epilogue, clipped, epilogue, finish, operands, output
 from octavo.engines.lowering.product import product
@@ -140,8 +141,9 @@ def _qlinear(
         result = lowering.emit(operator, x.node, *constants, x.highest, x.lowest < 0, end.name)
         lowering.ran(result, *nodes)
         return result
+    ours = torch.ops.octavo.int8_linear_of_bytes.default
     result = lowering.emit(
-        torch.ops.octavo.int8_linear.default,
+        torch.ops.octavo.int8_linear.default if isa().onednn else ours,
         *operands(lowering, x, weight, scales, bias),
         *output(end), end.name, list(end.arguments), end.algorithm,
     )  # fmt: skip
