@@ -120,7 +120,7 @@ def test_a_share_that_is_none_is_refused(share) -> None:
 
 def test_a_share_of_nothing_is_no_goal() -> None:
     for reference in (Score(metric=0.0), samples([0, 0, 0])):
-        with pytest.raises(QuantizationError, match=r"at most 1 % of the float network's score, but .* scores 0; see"):
+        with pytest.raises(QuantizationError, match=r"at most 1 % of the float score, but .* scores 0; see"):
             Goal().check(reference)
         Goal(relative=False).check(reference)
     Goal().check(Score(metric=-1e-9))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import QuantizationError
-from octavo.workflow.run import Settings, load_recipe, settings_of
+from octavo.workflow.run import load_recipe, settings_of
 
 RECIPE = """
 import torch
@@ -98,21 +98,24 @@ def test_a_folder_that_is_no_run(tmp_path) -> None:
     assert "its run.json is missing or damaged" in " ".join(printed.split())
 
 
-@pytest.mark.parametrize(
-    ("text", "drop"),
-    [
-        ("1%", {"max_drop": 0.01, "relative": True}),
-        ("0.5%", {"max_drop": 0.005, "relative": True}),
-        ("0.5", {"max_drop": 0.5, "relative": False}),
-    ],
-)
-def test_what_may_be_lost(text, drop) -> None:
-    assert Settings(recipe="x.py", max_drop=text).drop() == drop
+def test_what_may_be_lost_is_said_before_anything_is_written(recipe, tmp_path) -> None:
+    code, printed = octavo("run", recipe, "--max-drop", "0.5", "--out", tmp_path / "out")
+    assert code == 1
+    assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
+    assert not (tmp_path / "out").exists()
 
 
-def test_what_may_be_lost_is_a_number() -> None:
-    with pytest.raises(QuantizationError, match="'little', but it is no number; write 1%"):
-        Settings(recipe="x.py", max_drop="little").drop()
+@pytest.mark.parametrize("said", ["0.02", "2%"])
+def test_what_may_be_lost_means_on_the_command_line_what_it_means_in_python(recipe, tmp_path, said) -> None:
+    arguments = ["--trials", 1, "--engine", "simulation", "--out", tmp_path / "out"]
+    code, printed = octavo("run", recipe, "--max-drop", said, *arguments)
+    assert code == 0, printed
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["max_drop"], record["relative"]) == (0.02, True)
+    code, printed = octavo("run", recipe, "--max-drop", "0.02 points", *arguments)
+    assert code == 0, printed
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (record["max_drop"], record["relative"]) == (0.02, False)
 
 
 def test_new_options_go_before_stored_ones(recipe, tmp_path) -> None:

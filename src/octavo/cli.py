@@ -39,7 +39,7 @@ def run(
     ],
     max_drop: Annotated[
         str | None,
-        typer.Option(help="What may be lost: 1% of the float metric, or 0.5 in its own unit.  \\[default: 1%]"),
+        typer.Option(help="What may be lost: 1% of the float score, or '0.3 points' of its own unit.  \\[default: 1%]"),
     ] = None,
     min_int8: Annotated[
         float | None,

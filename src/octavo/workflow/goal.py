@@ -13,6 +13,7 @@ import torch
 from octavo.arguments import check_fields
 from octavo.errors import QuantizationError
 from octavo.measure import paired_interval, real
+from octavo.workflow.drop import in_words
 
 Evaluate = Callable[..., Any]
 
@@ -96,16 +97,16 @@ class Goal:
             )
 
     def __str__(self) -> str:
-        return f"{100 * self.max_drop:g} %" if self.relative else f"{self.max_drop:g}"
+        return in_words(self.max_drop, relative=self.relative)
 
     def check(self, reference: Score) -> None:
         """Raise QuantizationError for a drop that is a share of nothing: what scores 0 is most likely broken."""
         if self.relative and self.max_drop > 0 and reference.metric == 0:
             raise QuantizationError(
-                asked=f"lose at most {self} of the float network's score",
+                asked=f"lose at most {self}",
                 seen="the float network scores 0",
                 remedy="see that evaluate scores what the network returns; if 0 is right, say the drop in the metric's "
-                "own unit: relative=False",
+                "own unit: max_drop=\"0.3 points\"",
             )
 
     def allowed(self, reference: Score) -> float:

@@ -35,6 +35,7 @@ from octavo.network.work import share, work_of
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
+from octavo.workflow.drop import drop_of
 from octavo.workflow.engine import engine_for
 from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
 from octavo.workflow.kept import pack_stats, parsed
@@ -62,8 +63,8 @@ def quantize(
     *,
     calibration: Iterable[Any],
     evaluate: Evaluate,
-    max_drop: float = 0.01,
-    relative: bool = True,
+    max_drop: str | float = 0.01,
+    relative: bool | None = None,
     higher_is_better: bool = True,
     confidence: float = 0.95,
     min_int8: float = 0.9,
@@ -85,7 +86,8 @@ def quantize(
     calibration   batches in the form of `capture`'s example, with or without labels; read several times
     evaluate      (network) → one number or a sequence of per-sample scores; with a keyword `samples`, a slice, hopeless
                   candidates are abandoned half-way
-    max_drop      0.01: 1 % of the float metric, or 0.01 of its own unit if not `relative`
+    max_drop      "1%" or 0.01: of the float score; "0.3 points": in the metric's own unit, as a number is with
+                  relative=False
     min_int8      the share of the multiplications that has to run on integers for the goal to be met; no more layers
                   are left in float than that allows
     example       by default the first calibration batch, without what `forward` does not take; where it takes more than
@@ -101,9 +103,10 @@ def quantize(
     raises        QuantizationError if there is nothing to quantize, and if not a single candidate could be scored
     """
     preference(prefer)
+    drop, is_share = drop_of(max_drop, relative)
     goal = Goal(
-        max_drop=max_drop,
-        relative=relative,
+        max_drop=drop,
+        relative=is_share,
         higher_is_better=higher_is_better,
         confidence=confidence,
         min_int8=min_int8,

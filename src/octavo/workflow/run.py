@@ -26,6 +26,7 @@ from octavo.measure import agreement, sqnr_db
 from octavo.network.export import private_copy
 from octavo.network.graph import call_arguments
 from octavo.network.ranks import is_first, together
+from octavo.workflow.drop import drop_of
 from octavo.workflow.goal import Evaluate
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import quantize, save_record
@@ -49,19 +50,6 @@ class Settings(BaseModel):
     trials_on: str | None = None
     min_int8: float | None = None
     rounds: int = 20
-
-    def drop(self) -> dict[str, Any]:
-        """ "1%" is relative to the float metric, "0.5" is in its own unit."""
-        number = self.max_drop.strip().removesuffix("%")
-        relative = number != self.max_drop.strip()
-        try:
-            return {"max_drop": float(number) / (100 if relative else 1), "relative": relative}
-        except ValueError as error:
-            raise QuantizationError(
-                asked=f"allow a drop of {self.max_drop!r}",
-                seen="it is no number",
-                remedy="write 1% (of the float metric) or 0.5 (in its own unit)",
-            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +141,7 @@ def run_recipe(settings: Settings, out: Path, console: Console) -> dict[str, Any
 
 
 def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
+    drop_of(settings.max_drop)  # before anything is written or read
     path = Path(settings.recipe)
     recipe = load_recipe(path)
     if is_first():
@@ -162,7 +151,7 @@ def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     model = recipe.model()
     calibration = list(recipe.calibration())
     arguments: dict[str, Any] = {
-        **settings.drop(),
+        "max_drop": settings.max_drop,
         "budget": settings.budget,
         "trials": settings.trials,
         "prefer": settings.prefer,
