@@ -15,8 +15,8 @@ from octavo.recovery.sensitivity import exact, fast, rank_correlation
 
 def road(kit: Kit) -> Iterator[Row]:
     """The whole road in one call."""
-    good = {"model": kit.model, "calibration": kit.batches, "evaluate": lambda network: 1.0, "engine": "simulation",
-            "trials": 1, "progress": False}  # fmt: skip
+    good = {"model": kit.model, "calibration": kit.batches, "engine": "simulation",
+            "evaluate": lambda network: float(network(kit.example).norm()), "trials": 1, "progress": False}  # fmt: skip
     yield octavo.quantize, good, {
         "model": {**JUNK, "a class": nn.Linear}, "calibration": batches_of(kit), "evaluate": JUNK, "max_drop": NUMBERS,
         "relative": FLAGS, "confidence": {**NUMBERS, "two": 2},

@@ -56,7 +56,8 @@ def test_other_text_is_no_drop(said) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "remedy"), [("0.5", '"50%" or "0.5 points"'), ("0.2", '"20%" or "0.2 points"'), ("1", '"100%" or "1 points"')]
+    ("said", "remedy"),
+    [("0.5", '"50%" or "0.5 points"'), ("0.2", '"20%" or "0.2 points"'), ("1", '"100%" or "1 points"')],
 )
 def test_a_large_bare_number_was_in_the_metrics_own_unit_of_old(said, remedy) -> None:
     with pytest.raises(QuantizationError, match=f"of old it was in the metric's own unit; write {remedy}, whichever"):

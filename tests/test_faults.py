@@ -160,7 +160,8 @@ def test_quantize_measures_which_engine_is_fastest_and_remembers_it(network, mon
     monkeypatch.setattr(auto, "available", lambda: names)
     monkeypatch.setattr("octavo.workflow.trial.available", lambda: names)
     model = network(lambda self, x: self.a(x), a=nn.Linear(8, 16)).eval()
-    arguments = {"calibration": [torch.randn(32, 8)], "evaluate": lambda net: 1.0, "out": tmp_path, "progress": False}
+    x = torch.randn(32, 8)
+    arguments = {"calibration": [x], "evaluate": lambda net: float(net(x).norm()), "out": tmp_path, "progress": False}
     assert octavo.quantize(model, **arguments).engine == "fast"
     assert set(compiled) == {"faster", "slow", "fast"}
     compiled.clear()

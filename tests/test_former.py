@@ -84,8 +84,8 @@ def test_names_and_fields(made) -> None:
         octavo.Parameters  # noqa: B018
     found = octavo.finetune(made[-1], train=[X], schedule=SCHEDULE, progress=False)
     result = octavo.quantize(
-        nn.Sequential(nn.Linear(6, 3)), calibration=[X], evaluate=lambda network: 1.0, engine="simulation", trials=1,
-        progress=False,
+        nn.Sequential(nn.Linear(6, 3)), calibration=[X], evaluate=lambda network: float(network(X).norm()),
+        engine="simulation", trials=1, progress=False,
     )  # fmt: skip
     for value in (found, result):
         with pytest.warns(DeprecationWarning, match=r"\.graph is now .*\.net"):

@@ -14,14 +14,22 @@ import octavo
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
 from octavo.network.edit import attribute
-from octavo.network.graph import capture
+from octavo.network.graph import capture, clone
 from octavo.network.placement import make_plan
+from octavo.network.quantized import on_graph
 from octavo.network.rule import EVERYTHING, Rule
 from octavo.network.simulate import simulate
 from octavo.numerics import Scheme, dequantize, params_from_range, quantize
 from octavo.recovery.adaround import adaround
 from octavo.recovery.lockstep import held_out, walk
-from octavo.recovery.repair import REPAIRS, correct_bias, correct_bias_analytically, refine_ranges, repair
+from octavo.recovery.repair import (
+    REPAIRS,
+    changed_layers,
+    correct_bias,
+    correct_bias_analytically,
+    refine_ranges,
+    repair,
+)
 from octavo.recovery.rescale import cross_layer_equalization, smoothquant
 from octavo.saved.artifact import read
 
@@ -182,6 +190,41 @@ def test_refined_ranges_come_nearer() -> None:
     found = refine_ranges(net, batches)
     assert found.values["0.input"].scale <= net.values["0.input"].scale
     assert error(found, batches, graph) <= error(net, batches, graph)
+
+
+def test_the_layers_that_a_repair_changed() -> None:
+    """Those whose weights or biases are others; where it moved scales alone, those that read what has them."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 4, bias=False))
+    batches = [torch.randn(64, 8) for _ in range(4)]
+    net = parts(model, batches)
+    assert changed_layers(net, net) == ()
+
+    def only(names, change):
+        """A repair of the layers `names` alone, with which the network's own judges agree."""
+        own = clone(net.graph)
+        for node in own.module.graph.nodes:
+            if node.target in names:
+                change(own, node)
+        return on_graph(net, own)
+
+    def halve(graph, node):
+        with torch.no_grad():
+            attribute(graph.module, node).mul_(0.5)
+
+    assert changed_layers(net, only({"2.weight"}, halve)) == ("2",)
+    assert changed_layers(net, only({"4.weight", "0.bias"}, halve)) == ("0", "4")
+    assert changed_layers(net, only({"0.weight", "0.bias"}, halve)) == ("0",)
+
+    net = parts(model, batches, LOW)
+    for fit in (correct_bias, adaround):
+        found = fit(net, batches)
+        before, after = (dict(one.graph.module.named_parameters()) for one in (net, found))
+        other = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
+        assert set(changed_layers(net, found)) == {name.partition(".")[0] for name in other}
+    scaled = {**net.values, "2.input": replace(net.values["2.input"], scale=net.values["2.input"].scale * 0.5)}
+    assert changed_layers(net, replace(net, values=scaled)) == ("2",)
+    both = on_graph(only({"4.weight"}, halve), only({"4.weight"}, halve).graph, scaled)
+    assert changed_layers(net, both) == ("4",)  # ranges that followed are not counted
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])

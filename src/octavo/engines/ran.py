@@ -55,13 +55,18 @@ class Ran:
         left = [{"layer": layer, "kernel": self.kernel(layer)} for layer in self.in_float]
         return {"engine": self.engine, "int8": len(self.on_integers), "share": self.share, "in_float": left}
 
-    def __str__(self) -> str:
+    @property
+    def counts(self) -> str:
+        """How many operations are planned, and how many ran on integers."""
         total, planned, count = self.planned.total, self.planned.quantized, len(self.on_integers)
         line = f"{planned} of {total} compute-heavy operations planned int8, {count} ran int8 on {self.engine}"
         if any(self.work.values()):
             line += f", {per_cent(self.share)} of the multiplications"
+        return line
+
+    def __str__(self) -> str:
         left = [f"{layer} ({self.kernel(layer)})" for layer in self.in_float]
-        return f"{line}; in float: {', '.join(left)}" if left else line
+        return f"{self.counts}; in float: {', '.join(left)}" if left else self.counts
 
 
 def per_cent(share: float) -> str:

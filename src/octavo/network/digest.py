@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from octavo.errors import QuantizationError
 from octavo.network.edit import attribute
 from octavo.network.graph import Graph
 
+DIGEST = 16  # bytes that name a sample: of 10⁹ samples two are alike by chance once in 10²⁰ times
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -44,6 +46,37 @@ def digest_of_batch(batch: Any) -> str:
         digest.update(size.to_bytes(8, "little"))  # so that no two lists of parts look alike when joined
         digest.update(part)
     return digest.hexdigest()
+
+
+def digests_of_samples(tensors: Iterable[tuple[str, Tensor]]) -> list[bytes]:
+    """DIGEST bytes of a SHA-256 for each sample of these named tensors [N, …]: of its dtypes, shapes and bytes.
+
+    Of a sequence of integers, [N, L], zeros at the end do not count, so what is padded with zeros is the same whatever
+    it is padded to. That makes no two samples of one length the same.
+    """
+    found: list[Any] | None = None
+    for name, tensor in tensors:
+        head, rows = _rows(tensor)
+        found = [hashlib.sha256() for _ in rows] if found is None else found
+        for digest, row in zip(found, rows, strict=True):
+            digest.update(f"{name} {head} {row.nbytes};".encode())
+            digest.update(row.data)
+    return [digest.digest()[:DIGEST] for digest in found or ()]
+
+
+def _rows(tensor: Tensor) -> tuple[str, list[npt.NDArray[np.uint8]]]:
+    """What the samples of a tensor have in common, and the bytes of each."""
+    count, shape = len(tensor), list(tensor.shape[1:])
+    size = tensor.element_size() * math.prod(shape)
+    table = np.frombuffer(_bytes(tensor), dtype=np.uint8).reshape(count, size)
+    if len(shape) != 1 or tensor.is_floating_point() or tensor.is_complex():
+        return f"{tensor.dtype} {shape}", list(table)
+    if not size:
+        return f"{tensor.dtype}", list(table)
+    filled = (tensor != 0).cpu().numpy()
+    ends = shape[0] - filled[:, ::-1].argmax(1)
+    ends[~filled.any(1)] = 0
+    return f"{tensor.dtype}", [row[: end * tensor.element_size()] for row, end in zip(table, ends, strict=True)]
 
 
 def source_of(function: Callable[..., Any] | None) -> str:

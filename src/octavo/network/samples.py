@@ -19,7 +19,7 @@ class Samples:
 
     def __init__(self, graph: Graph) -> None:
         self.calls: list[Call] = []
-        self._sliceable = _share_their_batch(graph)
+        self._sliceable = share_their_batch(graph)
         self._left, self._bytes = SAMPLES, int(MEGABYTES * 1e6)
 
     def show(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ def _size(call: Call) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(call) if isinstance(leaf, Tensor))
 
 
-def _share_their_batch(graph: Graph) -> bool:
+def share_their_batch(graph: Graph) -> bool:
     """Whether axis 0 of every tensor input has one and the same dynamic size: then it can be cut."""
     inputs = [node.meta["val"] for node in graph.module.graph.nodes if node.op == "placeholder"]
     tensors = [value for value in inputs if isinstance(value, Tensor)]

@@ -14,7 +14,8 @@ from torch import Tensor
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.former import named_now
-from octavo.network.edit import is_constant
+from octavo.network.edit import attribute, is_constant
+from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized
 from octavo.recovery.adaround import adaround
 from octavo.recovery.lockstep import Layer, walk
@@ -130,3 +131,31 @@ def repair(net: Quantized, batches: Iterable[Any], names: Iterable[str]) -> Quan
             )
         net = REPAIRS[name](net, batches)
     return net
+
+
+def changed_layers(before: Quantized, after: Quantized) -> tuple[str, ...]:
+    """The layers whose weights or biases a repair changed; where it changed none, those that read what it rescaled."""
+    old, new = _constants(before), _constants(after)
+    found = [layer for layer, own in new.items() if not _same(old.get(layer, []), own)]
+    if found:
+        return tuple(found)
+    moved = [q for q in after.plan.quantizers if not _same(_scales(before, q.name), _scales(after, q.name))]
+    return tuple(dict.fromkeys(site.layer for quantizer in moved for site in quantizer.sites))
+
+
+def _constants(net: Quantized) -> dict[str, list[Tensor]]:
+    """{layer: the tensors of its own that it reads}."""
+    layers, found = compute_heavy(net.graph, net.plan.target), {}
+    for node in net.graph.module.graph.nodes:
+        if node.name in layers:
+            own = [source for source in node.all_input_nodes if is_constant(source)]
+            found[layers[node.name]] = [attribute(net.graph.module, source).detach() for source in own]
+    return found
+
+
+def _scales(net: Quantized, name: str) -> list[Tensor]:
+    return [net.values[name].scale] if name in net.values else []
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))

@@ -16,6 +16,7 @@ from octavo.network.plan import Plan
 from octavo.network.ranks import by_first, gathered, is_first
 from octavo.recovery.stepwise import samples
 from octavo.workflow.kept import pack_stats, unpack_stats
+from octavo.workflow.overlap import Reading, noted
 from octavo.workflow.study import Study, trial_key
 
 REPAIR_SAMPLES = 64  # of the calibration data, that repairs see: they keep every value of all of them at hand
@@ -90,23 +91,33 @@ def _facts(graph: Graph, batches: Iterable[Any]) -> tuple[str, int | None]:
     return first, len(batches) if isinstance(batches, Sized) else None
 
 
-def statistics(folder: Path, plan: Plan, batches: Iterable[Any], progress: bool) -> Stats:
-    """What calibration saw: of the study, if this network saw this data before; else observed, and kept there."""
+def statistics(
+    folder: Path, plan: Plan, batches: Iterable[Any], reading: Reading, progress: bool
+) -> tuple[Stats, bytes | None]:
+    """What calibration saw: of the study, if this network saw this data before; else observed, and kept there.
+
+    With it the digests of the samples of all ranks, None if they are not known: see `octavo.workflow.overlap`.
+    """
     graph, sites = plan.graph, [site.name for quantizer in plan.quantizers for site in quantizer.sites]
     name = "stats-" + trial_key(model=digest_of_graph(graph), sites=sites, data=gathered(_facts(graph, batches)))
 
-    def stored() -> bytes | None:
+    def stored() -> tuple[bytes | None, bytes | None]:
         with Study(folder) as study:
-            return study.blob(name)
+            return study.blob(name), study.blob(f"samples-{name}")
 
-    data = by_first(stored)
+    data, digests = by_first(stored)
     if data is not None:
-        return unpack_stats(data)
-    stats = observe(plan, batches, progress=progress and is_first())
+        return unpack_stats(data), digests
+    watched = noted(reading, graph, batches)
+    stats = observe(plan, watched, progress=progress and is_first())
+    every = gathered(watched.digests)
+    digests = None if None in every else b"".join(one for one in every if one is not None)
 
     def keep() -> None:
         with Study(folder) as study:
+            if digests is not None:
+                study.keep(f"samples-{name}", digests)  # before the statistics: whoever finds those finds both
             study.keep(name, pack_stats(stats))
 
     by_first(keep)
-    return stats
+    return stats, digests

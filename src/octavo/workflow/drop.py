@@ -15,8 +15,8 @@ def drop_of(said: str | float, relative: bool | None = None) -> tuple[float, boo
     said      "1%" is a share of the float score; "0.3 points" are in the metric's own unit, whatever that is; a bare
               number, in text or not, is a share, so 0.01 is 1 %, unless `relative` is False
     relative  whether a bare number is a share; None where nothing was said of it
-    raises    QuantizationError for any other text, for a unit that `relative` contradicts, and for a bare number in text
-              that is LARGE: nobody means to lose a fifth, and of old the command line had it in the metric's own unit
+    raises    QuantizationError for any other text, for a unit that `relative` contradicts, and for a bare number in
+              text that is LARGE: hardly a share, and of old the command line had it in the metric's own unit
     """
     if not isinstance(said, str):
         return float(said), relative is not False
@@ -37,7 +37,7 @@ def drop_of(said: str | float, relative: bool | None = None) -> tuple[float, boo
     if relative is None and number >= LARGE:
         raise _no_drop(
             said,
-            f"a bare number is a share of the float score, {100 * number:g} % here; of old it was in the metric's own unit",
+            f"a bare number is a share of the float score, {100 * number:g} %; of old it was in the metric's own unit",
             f'write "{100 * number:g}%" or "{number:g} points", whichever is meant',
         )
     return number, relative is not False

@@ -106,7 +106,7 @@ class Goal:
                 asked=f"lose at most {self}",
                 seen="the float network scores 0",
                 remedy="see that evaluate scores what the network returns; if 0 is right, say the drop in the metric's "
-                "own unit: max_drop=\"0.3 points\"",
+                'own unit: max_drop="0.3 points"',
             )
 
     def allowed(self, reference: Score) -> float:

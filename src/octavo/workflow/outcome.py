@@ -1,12 +1,12 @@
-"""What a search came back with, as values, as the JSON record of a run, and as one paragraph."""
+"""What a search came back with, as values and as the JSON record of a run; `summary.py` has it in words."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any, Literal
 
-from octavo.engines.ran import Ran, per_cent, ran
+from octavo.engines.ran import Ran, ran
 from octavo.former import field_of_old
 from octavo.machine import machine, versions
 from octavo.network.plan import Coverage
@@ -14,7 +14,9 @@ from octavo.network.quantized import Quantized
 from octavo.recovery.sensitivity import Sensitivity
 from octavo.saved.artifact import save
 from octavo.workflow.goal import Goal, Score, Verdict
+from octavo.workflow.overlap import Overlap
 from octavo.workflow.study import Trial
+from octavo.workflow.summary import summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,9 @@ class Result:
     trials, stages  all that was tried
     sensitivities  every layer's, the most sensitive first, if partial quantization was needed
     stopped        why the search ended
+    overlap        how many of the calibration samples are among the scored ones; None if that cannot be told, as where
+                   `evaluate` compiles the float network before it calls it
+    repaired       {repair: how many layers it changed}, of those that `best` has
     """
 
     met: bool
@@ -61,6 +66,8 @@ class Result:
     stages: tuple[StageRecord, ...]
     sensitivities: tuple[Sensitivity, ...]
     stopped: str
+    overlap: Overlap | None = None
+    repaired: Mapping[str, int] = field(default_factory=dict)
 
     def save(self, path: str | PathLike[str], *, form: Literal["file", "folder"] = "file") -> None:
         """Write `model`, so that `octavo.load` runs it without its class. See `octavo.save`."""
@@ -111,6 +118,7 @@ class Result:
             "rows": self.best.rows,
             "channels": self.best.channels,
             "repairs": list(self.best.repairs),
+            "repaired_layers": dict(self.repaired),
             "trained": self.best.trained,
             "metric": {
                 "name": "evaluate",
@@ -129,6 +137,7 @@ class Result:
             "certified_on": None if self.too_few or self.best.abandoned else verdict.samples,
             "too_few_samples": self.too_few,
             "samples_needed": self.samples_needed,
+            "overlap": None if self.overlap is None else asdict(self.overlap),
             "stages": [asdict(stage) for stage in self.stages],
             "trials": [_trial_record(number, trial) for number, trial in enumerate(self.trials, 1)],
             "notes": list(self.net.notes),
@@ -184,73 +193,3 @@ def stage_records(trials: Sequence[Trial], *, higher_is_better: bool) -> tuple[S
         seconds = round(math.fsum(trial.seconds for trial in own), 3)
         records.append(StageRecord(stage=stage, trials=len(own), best=best, seconds=seconds))
     return tuple(records)
-
-
-def summary(result: Result) -> str:
-    """What was done and why it stopped, in one paragraph."""
-    goal, verdict, best = result.goal, result.verdict, result.best
-    made = ["scales of rows"] * best.rows + ["one scale a tensor"] * (not best.channels)
-    made += [name.replace("_", " ") for name in best.repairs]
-    made += ["training"] * best.trained
-    kept = f", {', '.join(made)}" if made else ""
-    kept += f" with {_layers(len(best.kept_float))} left in float" if best.kept_float else ""
-    lines = [
-        f"The float network scores {result.reference.metric:.6g}; the goal allows a drop of {goal}, "
-        f"{goal.allowed(result.reference):.4g}.",
-        f"Of {len(result.trials)} trials on {_stages(result.stages)} the best is {best.method} calibration{kept}: "
-        f"{best.metric:.6g}, {_drop(result)} on the engine {result.engine}.",
-        f"The goal is {_outcome(result)}; the search ended because {result.stopped}.",
-    ]
-    if (told := result.ran) is not None:
-        lines.append(f"{told}.")
-    if result.net.notes:
-        more = f" ({len(result.net.notes) - 1} more in notes)" if len(result.net.notes) > 1 else ""
-        lines.append(f"Noted: {result.net.notes[0]}{more}.")
-    if result.too_few and verdict.interval:
-        enough = f"; about {result.samples_needed} would do" if result.samples_needed else ""
-        lines.append(
-            f"There are too few samples to certify {goal}: the interval of all of them reaches "
-            f"{verdict.interval[1]:.4g}{enough}."
-        )
-    if verdict.interval is None and result.reference.samples is None:
-        lines.append("evaluate returned one number, so there is no interval; per-sample scores would give one.")
-    return " ".join(lines)
-
-
-def _drop(result: Result) -> str:
-    """What is lost, on which samples."""
-    lost = f"a drop of {result.verdict.drop:.4g}{_interval(result)}"
-    if result.verdict.samples is None or result.too_few or result.best.abandoned:
-        return lost
-    return f"{lost} on the {result.verdict.samples} samples that did not choose it,"
-
-
-def _outcome(result: Result) -> str:
-    """Whether the goal is met, and how sure that is."""
-    if result.int8_share < result.goal.min_int8:
-        found, asked = per_cent(result.int8_share), per_cent(result.goal.min_int8)
-        return f"not met: {found} of the multiplications run on integers, and {asked} are asked for"
-    if result.certified:
-        return "met, and certified"
-    if result.verdict.interval is None or result.too_few:
-        return "met" if result.met else "not met"
-    return "met, but not certified" if result.met else "not met on the samples that did not choose it"
-
-
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
-
-
-def _stages(stages: Sequence[StageRecord]) -> str:
-    return (
-        "the stage " + stages[0].stage
-        if len(stages) == 1
-        else "the stages " + ", ".join(stage.stage for stage in stages)
-    )
-
-
-def _interval(result: Result) -> str:
-    if result.verdict.interval is None:
-        return ""
-    low, high = result.verdict.interval
-    return f" ({100 * result.goal.confidence:g} % interval {low:.4g} … {high:.4g})"

@@ -24,8 +24,7 @@ from octavo.engines.ran import ran
 from octavo.errors import QuantizationError
 from octavo.files import said_of, scratch, sweep, write
 from octavo.network.digest import digest_of_graph, source_of
-from octavo.network.export import private_copy
-from octavo.network.graph import Graph, capture
+from octavo.network.graph import capture
 from octavo.network.placement import make_plan
 from octavo.network.quantized import Quantized, origin_of
 from octavo.network.ranks import alone, by_first, is_first, together
@@ -37,9 +36,11 @@ from octavo.workflow.calibration import first_inputs, for_repairs, statistics
 from octavo.workflow.cluster import measured_on
 from octavo.workflow.drop import drop_of
 from octavo.workflow.engine import engine_for
-from octavo.workflow.goal import Evaluate, Goal, Score, Verdict, score
-from octavo.workflow.kept import pack_stats, parsed
+from octavo.workflow.goal import Evaluate, Goal, Verdict
+from octavo.workflow.kept import pack_stats
 from octavo.workflow.outcome import Result, stage_records
+from octavo.workflow.overlap import Overlap, Reading, overlap_of
+from octavo.workflow.reference import check_that_scores_say_something, float_score
 from octavo.workflow.search import Budget, BudgetSpentError, Prefer, Search, duration, preference
 from octavo.workflow.stages import walk
 from octavo.workflow.study import Study, Trial, trial_key
@@ -52,6 +53,7 @@ from octavo.workflow.trial import (
     engine_named,
     network_of,
     quantized,
+    repaired,
     weights_of,
 )
 from octavo.workflow.view import View
@@ -117,12 +119,13 @@ def quantize(
         batches = list(calibration) if isinstance(calibration, Iterator) else calibration
         graph = capture(model, first_inputs(model, batches) if example is None else example, dynamic_axes=dynamic_axes)
         some = by_first(lambda: for_repairs(graph, batches))
-        reference = by_first(lambda: _reference(folder, graph, model, evaluate))
+        reading = Reading.of(graph, model)
+        reference, scored = by_first(lambda: float_score(folder, graph, model, evaluate, reading))
         goal.check(reference)
         if engine == AUTO:
             engine = engine_for(folder, graph, rules, target, some)
         plan = make_plan(graph, rules, target=target or target_for(engine))
-        stats = statistics(folder, plan, batches, progress)
+        stats, calibrated = statistics(folder, plan, batches, reading, progress)
         done: dict[Candidate, Quantized] = {}
 
         def context(keep: Keep) -> Context:
@@ -161,11 +164,13 @@ def quantize(
                         calibration=batches,
                         prefer=prefer,
                     )
-                    return walked(found)
+                    findings = walked(found)
+            check_that_scores_say_something(folder, graph, model, evaluate, goal, reference, findings.trials)
+            return findings
 
         found = by_first(search)
         with alone():
-            result = _result(found, context(lambda name, make: found.weights or make()))
+            result = _result(found, context(lambda name, make: found.weights or make()), overlap_of(calibrated, scored))
         if out is not None and is_first():
             save_record(folder, result.record())
         return result
@@ -221,7 +226,7 @@ def walked(search: Search) -> Findings:
     )
 
 
-def _result(found: Findings, context: Context) -> Result:
+def _result(found: Findings, context: Context, overlap: Overlap | None) -> Result:
     net = quantized(context, candidate_of(found.best))
     network = network_of(net, context.engine)
     origin = origin_of(network)
@@ -244,6 +249,8 @@ def _result(found: Findings, context: Context) -> Result:
         stages=stage_records(found.trials, higher_is_better=context.goal.higher_is_better),
         sensitivities=found.sensitivities,
         stopped=found.stopped,
+        overlap=overlap,
+        repaired=repaired(context, candidate_of(found.best)),
     )
 
 
@@ -262,14 +269,3 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
             folder = made_folder(out)
         sweep(folder)
         yield folder
-
-
-def _reference(folder: Path, graph: Graph, model: nn.Module, evaluate: Evaluate) -> Score:
-    """The float network's score, kept in the study."""
-
-    def measure() -> bytes:
-        return json.dumps(asdict(score(evaluate, private_copy(model)))).encode()
-
-    key = trial_key(model=digest_of_graph(graph), evaluate=source_of(evaluate))
-    with Study(folder) as study:
-        return parsed(Score, study.once(f"reference-{key}", measure))

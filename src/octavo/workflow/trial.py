@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -29,7 +30,7 @@ from octavo.network.target import by_rows
 from octavo.numerics.channels import ChannelHistogram
 from octavo.numerics.histogram import Histogram
 from octavo.numerics.scheme import Scheme
-from octavo.recovery.repair import REPAIRS, repair
+from octavo.recovery.repair import REPAIRS, changed_layers, repair
 from octavo.recovery.trainable import trainable, trained
 from octavo.workflow.goal import Evaluate, Goal, Score, score
 from octavo.workflow.kept import tensors_of
@@ -110,6 +111,16 @@ def quantized(context: Context, candidate: Candidate) -> Quantized:
 def fitted(candidate: Candidate) -> bool:
     """Whether its weights or biases are fitted to their rounding."""
     return candidate.trained or not all(REPAIRS[name].keeps_function for name in candidate.repairs)
+
+
+def repaired(context: Context, candidate: Candidate) -> dict[str, int]:
+    """{repair: how many layers it changed}, in the order in which they were made."""
+    names = candidate.repairs
+    steps = [
+        quantized(context, replace(candidate, trained=False, kept_float=(), repairs=names[:count]))
+        for count in range(len(names) + 1)
+    ]
+    return {name: len(changed_layers(*pair)) for name, pair in zip(names, pairwise(steps), strict=True)}
 
 
 def _made(context: Context, candidate: Candidate) -> Quantized:
