@@ -15,6 +15,7 @@ import octavo
 from octavo.errors import QuantizationError
 from octavo.workflow.cluster import Payload, content
 from octavo.workflow.goal import Goal, Score
+from octavo.workflow.overlap import Overlap
 from octavo.workflow.study import Study
 
 
@@ -127,5 +128,6 @@ def test_two_workers_and_one_that_is_lost(tmp_path) -> None:
         again = octavo.quantize(model, **arguments, trials_on="ray", out=tmp_path / "ray")
         assert len(list(calls.iterdir())) == 4
         assert again.metric == spread.metric
+        assert again.overlap == spread.overlap == here.overlap == Overlap(calibrated=32, scored_too=0)
     finally:
         ray.shutdown()

@@ -22,7 +22,7 @@ model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
 batches = [torch.randn(8 + i, 16) for i in range(6)]
 if what == "nan":
     batches[1][0, 0] = float("nan")  # in the share of rank 1
-inputs = torch.randn(300, 16)
+inputs = torch.cat([torch.randn(290, 16), batches[0][:4], batches[1][2:8]])
 targets = model(inputs).argmax(1)
 calls = 0
 
@@ -44,7 +44,7 @@ try:
         result = octavo.quantize(model, calibration=share, evaluate=evaluate, max_drop=0.2, example=batches[0],
                                  engine="simulation", out=folder / "run", progress=False)
         found = {"trials": [t.key for t in result.trials], "metric": result.metric, "calls": calls,
-                 "output": result.model(inputs[:3]).tolist()}
+                 "overlap": vars(result.overlap), "output": result.model(inputs[:3]).tolist()}
 except octavo.QuantizationError as error:
     found = {"error": str(error)}
 (folder / f"found{rank}.json").write_text(json.dumps(found))
@@ -82,6 +82,7 @@ def test_trials_run_once_and_not_once_a_rank(tmp_path, repeat) -> None:
     assert second["calls"] == 0
     assert first["trials"] == second["trials"]
     assert first["output"] == second["output"]
+    assert first["overlap"] == second["overlap"] == {"calibrated": sum(range(8, 14)), "scored_too": 10}  # 6 of rank 1
     if repeat == "resumed":
         for file in (tmp_path / "two").glob("rendezvous*"):
             file.unlink()
@@ -96,3 +97,4 @@ def test_trials_run_once_and_not_once_a_rank(tmp_path, repeat) -> None:
         again = json.loads((folder / "found0.json").read_text())
         assert again["calls"] == 0
         assert again["output"] == first["output"]
+        assert again["overlap"] == first["overlap"]

@@ -129,6 +129,11 @@ def test_what_is_planned_in_float_and_why() -> None:
     net = net_of([4, 8, 2, 2], rules=(Rule("1", skip=True), Rule("*")))
     rule = "1 (Rule('1', skip=True) leaves its input in float)"
     assert arithmetic(result_of(net)) == f"2 of 3 compute-heavy operations planned int8; in float: {rule}."
+    left = "1 (the search left it in float)"
+    assert (
+        arithmetic(result_of(net, kept_float=("1",)))
+        == f"2 of 3 compute-heavy operations planned int8; in float: {left}."
+    )
     ran = "2 of 3 compute-heavy operations planned int8, 1 ran int8 on some, 61.5 % of the multiplications"
     assert arithmetic(result_of(net, on("int8", ["0"]) | on("gemm", ["2"]))) == (
         f"{ran}; in float: {rule}, 2 (planned int8, runs as gemm)."  # 16 products in one, 4 in the other, of 52

@@ -1,6 +1,6 @@
 """Octavo: a trained PyTorch network on eight-bit integers.
 
-result = octavo.quantize(model, calibration=batches, evaluate=score, max_drop=0.01)
+result = octavo.quantize(model, calibration=batches, evaluate=score, max_drop="1%")
 
 or one step at a time:
 

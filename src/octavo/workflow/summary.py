@@ -68,7 +68,8 @@ def _arithmetic(result: "Result") -> Iterator[str]:
 def _in_float(result: "Result") -> list[tuple[str, str]]:
     """(layer, why) of every compute-heavy operation in float, the heaviest first: as planned, and as the engine ran."""
     told, work = result.ran, work_of(result.net.plan)
-    found = {kept.site: kept.reason for kept in result.coverage.kept_float}
+    chosen = dict.fromkeys(result.kept_float, "the search left it in float")
+    found = {kept.site: chosen.get(kept.site, kept.reason) for kept in result.coverage.kept_float}
     if told is not None:
         found |= {layer: f"planned int8, runs as {told.kernel(layer)}" for layer in told.in_float}
     return sorted(found.items(), key=lambda one: -work.get(one[0], 0.0))
