@@ -12,7 +12,7 @@ from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.rule import Rule
 from octavo.workflow.calibration import first_inputs
-from octavo.workflow.goal import Score, halves
+from octavo.workflow.goal import Goal, Score, halves
 from octavo.workflow.search import Budget, duration
 from octavo.workflow.study import Study
 
@@ -65,6 +65,22 @@ def test_calibration_is_enough_for_an_easy_goal(case) -> None:
     assert result.metric == max(scores) == pytest.approx(case["evaluate"](result.model).mean().item())
     assert result.coverage.quantized == result.coverage.total == 8
     assert "the stage ptq met the goal" in result.summary
+
+
+def test_what_may_be_lost_is_the_same_however_it_is_said(case, tmp_path) -> None:
+    once = {**FAST, "trials": 1}
+    first, *others = [octavo.quantize(**case, max_drop=said, out=tmp_path, **once) for said in ("20%", 0.2, "0.2e2 %")]
+    assert first.goal == Goal(max_drop=0.2, relative=True)
+    assert "the goal allows a drop of 20 % of the float score, 0.2." in first.summary
+    assert all(other.goal == first.goal and other.trials == first.trials for other in others)
+    calls = case["evaluate"].calls
+    found = octavo.quantize(**case, max_drop="0.2 points", out=tmp_path, **once)
+    assert found.goal == Goal(max_drop=0.2, relative=False)
+    assert case["evaluate"].calls > calls  # another goal
+    assert "a drop of 0.2 points, in the metric's own unit: 20 % of the float score." in found.summary
+    assert (found.record()["max_drop"], found.record()["relative"]) == (0.2, False)
+    same = octavo.quantize(**case, max_drop=0.2, relative=False, out=tmp_path, **once)
+    assert (same.goal, same.trials) == (found.goal, found.trials)
 
 
 def test_the_model_is_left_alone(case) -> None:

@@ -103,19 +103,24 @@ def test_what_may_be_lost_is_said_before_anything_is_written(recipe, tmp_path) -
     assert code == 1
     assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
     assert not (tmp_path / "out").exists()
+    (tmp_path / "old").mkdir()  # a run of before, which meant half of the metric's own unit
+    (tmp_path / "old" / "run.json").write_text(json.dumps({"recipe": str(recipe), "max_drop": "0.5"}))
+    code, printed = octavo("run", tmp_path / "old")
+    assert code == 1
+    assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
+    assert settings_of(tmp_path / "old", max_drop="0.5 points").max_drop == "0.5 points"
 
 
-@pytest.mark.parametrize("said", ["0.02", "2%"])
-def test_what_may_be_lost_means_on_the_command_line_what_it_means_in_python(recipe, tmp_path, said) -> None:
-    arguments = ["--trials", 1, "--engine", "simulation", "--out", tmp_path / "out"]
-    code, printed = octavo("run", recipe, "--max-drop", said, *arguments)
-    assert code == 0, printed
-    record = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (record["max_drop"], record["relative"]) == (0.02, True)
-    code, printed = octavo("run", recipe, "--max-drop", "0.02 points", *arguments)
-    assert code == 0, printed
-    record = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (record["max_drop"], record["relative"]) == (0.02, False)
+@pytest.mark.parametrize("said", ["0.02", "2%", "0.3 points"])
+def test_what_may_be_lost_is_said_to_quantize_in_the_same_words(recipe, tmp_path, monkeypatch, said) -> None:
+    def quantize(*_, **arguments):
+        assert "relative" not in arguments
+        raise QuantizationError(asked=arguments["max_drop"], seen="it is enough", remedy="none")
+
+    monkeypatch.setattr("octavo.workflow.run.quantize", quantize)
+    code, printed = octavo("run", recipe, "--max-drop", said, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"asked to {said}, but it is enough" in printed
 
 
 def test_new_options_go_before_stored_ones(recipe, tmp_path) -> None:
