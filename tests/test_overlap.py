@@ -94,6 +94,7 @@ def test_the_overlap_counts_calibration_samples_as_often_as_they_came() -> None:
 def test_the_overlap_in_words() -> None:
     ending = "among the scored ones: the score flatters the network; keep them apart"
     assert str(Overlap(calibrated=48, scored_too=12)) == f"12 of the 48 calibration samples are {ending}"
+    assert str(Overlap(calibrated=48, scored_too=0)) == "none of the 48 calibration samples is among the scored ones"
     assert str(Overlap(calibrated=48, scored_too=1)) == f"1 of the 48 calibration samples is {ending}"
 
 

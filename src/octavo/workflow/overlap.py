@@ -26,6 +26,8 @@ class Overlap:
     scored_too: int
 
     def __str__(self) -> str:
+        if self.scored_too == 0:
+            return f"none of the {self.calibrated} calibration samples is among the scored ones"
         verb = "is" if self.scored_too == 1 else "are"
         return (
             f"{self.scored_too} of the {self.calibrated} calibration samples {verb} among the scored ones: the score "
