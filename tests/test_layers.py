@@ -10,6 +10,7 @@ import octavo
 SOURCE = Path(octavo.__file__).parent
 FLOORS = [
     "errors",
+    "exits",
     "former",
     "quiet",
     "arguments",
@@ -22,6 +23,7 @@ FLOORS = [
     "recovery",
     "saved",
     "workflow",
+    "gate",
     "zoo",
     "cli",
 ]

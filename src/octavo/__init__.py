@@ -20,6 +20,8 @@ from octavo.engines.ran import Ran, ran
 from octavo.engines.verify import Difference, verify
 from octavo.errors import QuantizationError
 from octavo.former import RENAMED, former, takes_pairs
+from octavo.gate.check import check
+from octavo.gate.record import Check
 from octavo.measure import agreement, latency_ms, paired_interval, size_mb, sqnr_db
 from octavo.network.calibrate import Stats, choose_params, observe
 from octavo.network.graph import Graph, capture
@@ -48,6 +50,7 @@ __all__ = [
     "METHODS",
     "REPAIRS",
     "TARGETS",
+    "Check",
     "Coverage",
     "Difference",
     "Graph",
@@ -71,6 +74,7 @@ __all__ = [
     "available",
     "by_rows",
     "capture",
+    "check",
     "choose_engine",
     "choose_params",
     "compile",

@@ -1,12 +1,12 @@
-"""The command: `octavo demo`, `octavo run`, `octavo bench`."""
+"""The command: `octavo run`, `octavo check`, `octavo bench`, `octavo demo`. `exits.py` says what each may end by."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from octavo.errors import QuantizationError
+from octavo.exits import Exit, ending, prompt
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,13 +23,14 @@ def demo(
 ) -> None:
     """Quantize EfficientNet-Lite0, score it on photographs and time it against float. Needs octavo\\[zoo]."""
     console = Console()
-    try:
+
+    def work() -> Exit:
         from octavo.zoo.demo import demonstrate  # noqa: PLC0415 (torch takes seconds to import; --help should not)
 
         demonstrate(out, console, rounds=rounds)
-    except QuantizationError as error:
-        console.print(f"[red]error[/red] {error}")
-        raise typer.Exit(code=1) from error
+        return Exit.MET
+
+    raise typer.Exit(ending(console, work))
 
 
 @app.command()
@@ -54,7 +55,8 @@ def run(
 ) -> None:
     """Quantize by a recipe: model(), calibration(), evaluate(model). Ctrl-C returns the best so far."""
     console = Console()
-    try:
+
+    def work() -> Exit:
         from octavo.workflow.run import run_recipe, settings_of  # noqa: PLC0415 (see demo)
 
         folder = out or (what if what.is_dir() else Path("runs") / what.stem)
@@ -68,10 +70,71 @@ def run(
             engine=engine,
             trials_on=trials_on,
         )
-        run_recipe(settings, folder, console)
-    except QuantizationError as error:
-        console.print(f"[red]error[/red] {error}", highlight=False)
-        raise typer.Exit(code=1) from error
+        return Exit(run_recipe(settings, folder, console)["exit_code"])
+
+    raise typer.Exit(ending(console, work))
+
+
+@app.command()
+def check(
+    float_network: Annotated[
+        str,
+        typer.Argument(
+            metavar="FLOAT",
+            help="The float network: an ONNX file, an OpenVINO IR, a recipe, file.py:function, or an .octavo file. "
+            "Python files are executed.",
+        ),
+    ],
+    int8_network: Annotated[str, typer.Argument(metavar="INT8", help="The int8 one: any of these, made by any tool.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="An .npz file or a folder of .npy files, by input name, with labels or not; or a recipe."),
+    ],
+    evaluate: Annotated[Path | None, typer.Option(help="A recipe whose evaluate() is the metric.")] = None,
+    max_drop: Annotated[str, typer.Option(help="What may be lost: 1% of the float metric, or 0.5 of its unit.")] = "1%",
+    min_int8: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of the multiplications that has to run on integers.")
+    ] = 0.0,
+    measure: Annotated[
+        Literal["auto", "agreement", "fidelity"],
+        typer.Option(help="Without labels: of decisions, of values, or by what the outputs look like."),
+    ] = "auto",
+    engine: Annotated[
+        str | None, typer.Option(help="That runs ONNX files: onnxruntime or openvino.  \\[default: onnxruntime]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a call, where any number goes.")] = 8,
+    bench: Annotated[bool, typer.Option(help="Time both.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 20,
+    json_out: Annotated[str | None, typer.Option("--json", help="Write the record here; - is standard output.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Write a Markdown card here.")] = None,
+) -> None:
+    """Check an int8 network against the float one. Exit codes: 0 met, 1 not met, 2 used wrongly, 3 too few samples."""
+    from octavo.gate.report import Report  # noqa: PLC0415 (see demo)
+
+    report = Report(json_out=json_out, card_out=card)
+
+    def work() -> Exit:
+        from octavo.gate.check import check as compare  # noqa: PLC0415 (see demo)
+        from octavo.workflow.run import Settings  # noqa: PLC0415
+
+        found = compare(
+            float_network,
+            int8_network,
+            data=data,
+            evaluate=evaluate,
+            **Settings(recipe="", max_drop=max_drop).drop(),
+            min_int8=min_int8,
+            measure=measure,
+            engine=engine,
+            batch=batch,
+            bench=bench,
+            rounds=rounds,
+        )
+        return report.found(found)
+
+    with prompt():
+        code = ending(report.console, work, wrong=report.failed)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -86,7 +149,8 @@ def bench(
 ) -> None:
     """Time a saved network, on integers as it is deployed, beside torch eager, torch.compile and float engines."""
     console = Console()
-    try:
+
+    def work() -> Exit:
         from octavo.workflow.bench import bench as time_it  # noqa: PLC0415 (see demo)
         from octavo.workflow.bench import write  # noqa: PLC0415
 
@@ -94,9 +158,9 @@ def bench(
         if json_out is not None:
             write(record, json_out)
             console.print(f"written to {json_out}")
-    except QuantizationError as error:
-        console.print(f"[red]error[/red] {error}", highlight=False)
-        raise typer.Exit(code=1) from error
+        return Exit.MET
+
+    raise typer.Exit(ending(console, work))
 
 
 if __name__ == "__main__":

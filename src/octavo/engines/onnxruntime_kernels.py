@@ -1,18 +1,26 @@
 """What ONNX Runtime made of a network: which kernel runs each of the user's layers, read from its optimized graph."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import onnx
 from onnx import NodeProto, TensorProto
 
 from octavo.engines.execution import Execution
 
-INTEGER_KERNELS = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
+INTEGER_KERNELS = {
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+    # of networks that others made
+    "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention", "QOrderedMatMul",
+}  # fmt: skip
 FLOAT_KERNELS = {
     "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "DeformConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm",
     "MatMulNBits", "Einsum", "LSTM", "GRU", "RNN",
+    # of networks that others made
+    "Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "DecoderMaskedMultiHeadAttention",
+    "ConvTransposeWithDynamicPads", "MatMulBnb4", "MoE", "QMoE",
 }  # fmt: skip
+INT8_LEVEL = 4  # of MatMulNBits, which rounds its other input then
 TYPES: dict[int | None, str] = {TensorProto.UINT8: "u8", TensorProto.INT8: "i8"}
 # What its transformations add to the name of the node that they replace: "stem_token_1", "head/MatMulScaleFusion/".
 _ADDED = re.compile(r"(_token_\d+|_nchwc|/\w*)+")
@@ -24,14 +32,19 @@ def read_executions(optimized: onnx.ModelProto, layers: Collection[str]) -> dict
     found: dict[str, Execution] = {}
     for node in optimized.graph.node:
         layer = owner(node.name, layers)
-        execution = _execution(node, types) if layer is not None else None
+        execution = execution_of(node, types) if layer is not None else None
         if layer is not None and execution is not None:
             found.setdefault(layer, execution)
     return {layer: found[layer] for layer in layers if layer in found}
 
 
-def _execution(node: NodeProto, types: dict[str, int]) -> Execution | None:
-    if node.op_type in INTEGER_KERNELS:
+def execution_of(node: NodeProto, types: Mapping[str, int]) -> Execution | None:
+    """How the kernel `node` runs; None for one that is not compute-heavy.
+
+    types  {constant: its ONNX type}
+    """
+    rounds = any(one.name == "accuracy_level" and one.i == INT8_LEVEL for one in node.attribute)
+    if node.op_type in INTEGER_KERNELS or (node.op_type == "MatMulNBits" and rounds):
         return Execution(kernel=node.op_type, precision=_type_of_zero(node, types), implementation="mlas_i8")
     if node.op_type in FLOAT_KERNELS:
         return Execution(kernel=node.op_type, precision="f32", implementation="mlas_f32")
@@ -42,9 +55,9 @@ def _execution(node: NodeProto, types: dict[str, int]) -> Execution | None:
     return None
 
 
-def _type_of_zero(node: NodeProto, types: dict[str, int]) -> str:
+def _type_of_zero(node: NodeProto, types: Mapping[str, int]) -> str:
     """The type of the activation: that of its zero-point, the first integer constant of the kernel but the weight."""
-    (place,) = (at for kernels, at in _ZERO if node.op_type in kernels)
+    place = next((at for kernels, at in _ZERO if node.op_type in kernels), len(node.input))
     stored = types.get(node.input[place]) if place < len(node.input) else None
     return TYPES.get(stored, "u8")
 

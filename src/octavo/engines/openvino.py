@@ -4,7 +4,7 @@ What runs on integers is read from the compiled model, not assumed: see `OpenVIN
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import onnx
@@ -15,17 +15,13 @@ from octavo.arguments import checked
 from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
-from octavo.engines.openvino_repairs import PRODUCTS, repair
+from octavo.engines.openvino_kernels import RECURRENT, chains, kernels_of
+from octavo.engines.openvino_repairs import repair
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
 from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
-
-# OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
-COMPUTE_HEAVY = PRODUCTS | {"LSTMSequence", "GRUSequence", "Gather", "Einsum"}
-KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "Subgraph", "Gather"}
-RECURRENT = {"LSTMSequence", "GRUSequence"}
 
 
 @checked
@@ -92,31 +88,15 @@ def _layers(model: ov.Model, network: onnx.ModelProto, known: Sequence[str]) -> 
     """
     writers = {value: node.name for node in network.graph.node for value in node.output}
     layers: dict[str, list[str]] = {}
-    for node in reversed(model.get_ordered_ops()):  # an operation may become several: the last one has its name
-        if node.get_type_name() in COMPUTE_HEAVY:
-            chain = list(_absorbed(node))
-            names = [_stem(part.get_friendly_name()) for part in chain]
-            written = [writers[value] for part in chain for value in part.output(0).get_names() if value in writers]
-            recurrent = [RECURRENT_KERNEL] * (node.get_type_name() in RECURRENT)
-            layers.setdefault(written[0] if written else names[0], names + recurrent)
+    for chain in chains(model):
+        names = [_stem(part.get_friendly_name()) for part in chain]
+        written = [writers[value] for part in chain for value in part.output(0).get_names() if value in writers]
+        recurrent = [RECURRENT_KERNEL] * (chain[0].get_type_name() in RECURRENT)
+        layers.setdefault(written[0] if written else names[0], names + recurrent)
     return {layer: layers[layer] for layer in known if layer in layers}
 
 
 RECURRENT_KERNEL = "RNNSeq"  # OpenVINO takes a layer of two directions apart, under other names; all run alike
-
-
-def _absorbed(node: ov.Node) -> Iterator[ov.Node]:
-    """`node` and the element-wise operations that follow it one after the other."""
-    yield node
-    readers = list(node.output(0).get_target_inputs())
-    if len(readers) == 1 and readers[0].get_node().get_type_name() in {
-        "Add",
-        "Multiply",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-    }:
-        yield from _absorbed(readers[0].get_node())
 
 
 def _stem(name: str) -> str:
@@ -159,17 +139,6 @@ class OpenVINOModel(Compiled):
         One kernel may compute several of them: both products of an attention and the softmax between, for example.
         What OpenVINO computes once and for all when it compiles is missing.
         """
-        kernels: dict[str, Execution] = {}
-        for node in self.compiled.get_runtime_model().get_ordered_ops():
-            info = node.get_rt_info()
-            kernel, precision, implementation, fused = (info[key].astype(str) for key in _RUNTIME_KEYS)
-            if kernel in KERNELS:
-                for name in (node.get_friendly_name(), *fused.split(",")):
-                    execution = Execution(kernel=kernel, precision=precision, implementation=implementation)
-                    kernels.setdefault(_stem(name), execution)
-                kernels.setdefault(kernel, execution)
+        kernels = kernels_of(self.compiled, _stem)
         known = {layer: [name for name in names if name in kernels] for layer, names in self._layers.items()}
         return {layer: kernels[names[0]] for layer, names in known.items() if names}
-
-
-_RUNTIME_KEYS = ("layerType", "runtimePrecision", "primitiveType", "originalLayersNames")

@@ -122,11 +122,11 @@ def _outputs(output: Node, spec: TreeSpec, taken: set[str]) -> tuple[str | Const
                 remedy="return tensors only; the caller can read their sizes",
                 site=leaf.name,
             )
-        found.append(names.setdefault(leaf, _name(path, taken)))
+        found.append(names.setdefault(leaf, output_name(path, taken)))
     return tuple(found)
 
 
-def _name(path: tuple[Any, ...], taken: set[str]) -> str:
+def output_name(path: tuple[Any, ...], taken: set[str]) -> str:
     """ "output", "output_0" or the key of a dict; with "_output" behind it if an input has that name."""
     labels = [_label(key) for key in path]
     if not labels or not isinstance(path[0], MappingKey | GetAttrKey):

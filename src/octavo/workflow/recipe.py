@@ -58,6 +58,8 @@ from octavo.workflow.trial import (
 )
 from octavo.workflow.view import View
 
+INTERRUPTED = "it was interrupted"  # why a search ended that Ctrl-C ended
+
 
 @checked
 def quantize(
@@ -196,7 +198,7 @@ class Findings:
 def walked(search: Search) -> Findings:
     """Try stage after stage, to the last, to the end of the budget, or until Ctrl-C.
 
-    raises  QuantizationError if not a single candidate could be scored
+    raises  QuantizationError if not a single candidate could be scored; KeyboardInterrupt if it came before the first
     """
     try:
         stages = list(walk(search))
@@ -205,8 +207,10 @@ def walked(search: Search) -> Findings:
     except BudgetSpentError as spent:
         stopped = str(spent)
     except KeyboardInterrupt:
-        stopped = "it was interrupted"
+        stopped = INTERRUPTED
     best = search.best()
+    if best is None and stopped == INTERRUPTED:
+        raise KeyboardInterrupt
     if best is None:
         raise QuantizationError(
             asked="find an integer network that keeps its accuracy",

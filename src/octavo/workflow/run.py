@@ -19,21 +19,23 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from octavo.engines import available
+from octavo.engines import ENGINES, available
 from octavo.errors import QuantizationError
+from octavo.exits import Exit
 from octavo.files import write
 from octavo.measure import agreement, sqnr_db
 from octavo.network.export import private_copy
 from octavo.network.graph import call_arguments
 from octavo.network.ranks import is_first, together
 from octavo.workflow.drop import drop_of
+from octavo.saved.artifact import save
 from octavo.workflow.goal import Evaluate
 from octavo.workflow.outcome import Result
-from octavo.workflow.recipe import quantize, save_record
+from octavo.workflow.recipe import INTERRUPTED, quantize, save_record
 from octavo.workflow.table import show
 from octavo.workflow.timing import contestants, latency, latency_record
 
-SETTINGS = "run.json"
+SETTINGS, ARTIFACT = "run.json", "net.octavo"
 
 
 class Settings(BaseModel):
@@ -76,7 +78,7 @@ def load_recipe(path: Path) -> Recipe:
             seen="there is no such file",
             remedy="pass a Python file with model(), calibration() and evaluate(model), or the folder of a run",
         )
-    module = _imported(path)
+    module = imported(path)
     missing = [name for name in ("model", "calibration", "evaluate") if not callable(getattr(module, name, None))]
     if missing:
         raise QuantizationError(
@@ -95,7 +97,8 @@ def load_recipe(path: Path) -> Recipe:
     )
 
 
-def _imported(path: Path) -> ModuleType:
+def imported(path: Path) -> ModuleType:
+    """The module in the file `path`, which is executed."""
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -135,7 +138,7 @@ def _short(path: Path) -> bytes:
 
 
 def run_recipe(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
-    """Quantize by the recipe; print what was found; write `out`/result.json, model.onnx, and return the record."""
+    """Quantize by the recipe; print what was found; write net.octavo, result.json, model.onnx; return the record."""
     with together():
         return _run(settings, out, console)
 
@@ -164,13 +167,33 @@ def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     }
     result = quantize(model, calibration=calibration, evaluate=recipe.evaluate, out=out, **arguments)
     record = {"model": recipe.name} | result.record()
+    record |= {"stopped": result.stopped, "exit_code": int(exit_of(result))}
     if is_first():
+        _save(result, out / ARTIFACT)
         record |= _deployed(result, model, calibration[0], out, settings.rounds)
         save_record(out, record)
         show(record, console)
         console.print(result.summary, markup=False)
-        console.print(f"written to {out / 'result.json'}")
+        console.print(f"written to {out / 'result.json'} and {out / ARTIFACT}")
     return record
+
+
+def exit_of(result: Result) -> Exit:
+    """How `octavo run` ends: see `exits.py`. Too few samples are told from a goal that is surely missed."""
+    if result.stopped == INTERRUPTED:
+        return Exit.INTERRUPTED
+    if result.int8_share < result.goal.min_int8:
+        return Exit.NOT_MET
+    if result.too_few:
+        interval = result.verdict.interval
+        beyond = interval is not None and interval[0] > result.goal.allowed(result.reference)
+        return Exit.NOT_MET if beyond else Exit.COULD_NOT_TELL
+    return Exit.MET if result.met else Exit.NOT_MET
+
+
+def _save(result: Result, path: Path) -> None:
+    """Leave the best network there, whether or not the goal is met; one of the simulation for the reference."""
+    save(result.net, path, engine=result.engine if result.engine in ENGINES else "reference")
 
 
 def _deployed(result: Result, model: Any, batch: Any, out: Path, rounds: int) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""How every command ends: one table of exit codes, which programs can rely on.
+
+0    met: the goal is kept; of a command without one, it did what it was asked
+1    not met
+2    used wrongly: an argument, a file, or data that cannot be worked with; one error says what to do
+3    could not tell: too few samples
+70   something else failed, in a recipe or in Octavo: a traceback says what
+130  interrupted by Ctrl-C
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+from rich.console import Console
+from rich.markup import escape
+
+from octavo.errors import QuantizationError
+
+GRACE_S = 1.0  # for what a library does not leave at once; all that is written is whole or not there (`files.py`)
+
+
+class Exit(IntEnum):
+    """The codes. Shells say 130 of what Ctrl-C ended, sysexits.h says 70 of an internal error."""
+
+    MET = 0
+    NOT_MET = 1
+    USED_WRONGLY = 2
+    COULD_NOT_TELL = 3
+    FAILED = 70
+    INTERRUPTED = 130
+
+
+def ending(
+    console: Console, work: Callable[[], Exit], *, wrong: Callable[[QuantizationError], object] = lambda error: None
+) -> int:
+    """The code that a command ends by: what `work` returns, or that of what it raises, which is printed.
+
+    wrong  what else to do about an error of the user's
+    """
+    try:
+        return int(work())
+    except QuantizationError as error:
+        console.print(f"[red]error[/red] {_plain(str(error))}", highlight=False)
+        wrong(error)
+        return Exit.USED_WRONGLY
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return Exit.INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return Exit.FAILED
+
+
+def _plain(text: str) -> str:
+    """Text without markup, and without characters that steer a terminal: names in it may be a file's own."""
+    return escape("".join(one if one.isprintable() or one == "\n" else "�" for one in text))
+
+
+@contextmanager
+def prompt() -> Iterator[None]:
+    """End by 130 within two seconds of Ctrl-C, even where a library computes on and lets no Python run meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mine, its = socket.socketpair()
+    its.setblocking(False)
+    former = signal.set_wakeup_fd(its.fileno(), warn_on_full_buffer=False)
+    watching = threading.Thread(target=_watch, args=(mine,), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        its.close()
+        watching.join()
+        mine.close()
+
+
+def _watch(signals: socket.socket) -> None:
+    """Wait for the interrupt; then for the block to end, and if it does not, end the process."""
+    while received := signals.recv(1):
+        if received[0] == signal.SIGINT:
+            break
+    else:
+        return
+    signals.settimeout(GRACE_S)
+    deadline = time.monotonic() + GRACE_S
+    try:
+        while time.monotonic() < deadline:
+            if not signals.recv(1):
+                return
+    except TimeoutError:
+        pass
+    sys.stderr.write("interrupted\n")
+    sys.stderr.flush()
+    os._exit(Exit.INTERRUPTED)
