@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from octavo.exits import Exit, ending, prompt
+from octavo.exits import Exit, ending, promptly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -132,9 +132,7 @@ def check(
         )
         return report.found(found)
 
-    with prompt():
-        code = ending(report.console, work, wrong=report.failed)
-    raise typer.Exit(code)
+    raise typer.Exit(promptly(lambda: ending(report.console, work, wrong=report.failed)))
 
 
 @app.command()

@@ -15,16 +15,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import IntEnum
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 
 from octavo.errors import QuantizationError
 
-GRACE_S = 1.0  # for what a library does not leave at once; all that is written is whole or not there (`files.py`)
+GRACE_S = 1.0  # for what a library does not leave at once
 
 
 class Exit(IntEnum):
@@ -64,24 +64,34 @@ def _plain(text: str) -> str:
     return escape("".join(one if one.isprintable() or one == "\n" else "�" for one in text))
 
 
-@contextmanager
-def prompt() -> Iterator[None]:
-    """End by 130 within two seconds of Ctrl-C, even where a library computes on and lets no Python run meanwhile."""
+def promptly(run: Callable[[], int]) -> int:
+    """What `run` returns; within two seconds of Ctrl-C the process ends by 130, whatever a library is at just then.
+
+    All that is written is whole or not there (`files.py`), so nothing is lost by that.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return run()
     mine, its = socket.socketpair()
     its.setblocking(False)
     former = signal.set_wakeup_fd(its.fileno(), warn_on_full_buffer=False)
     watching = threading.Thread(target=_watch, args=(mine,), daemon=True)
     watching.start()
     try:
-        yield
+        code = run()
+        if code == Exit.INTERRUPTED:
+            _leave()  # libraries take their time to end, too
+        return code
     finally:
         signal.set_wakeup_fd(former)
         its.close()
         watching.join()
         mine.close()
+
+
+def _leave() -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(Exit.INTERRUPTED)
 
 
 def _watch(signals: socket.socket) -> None:
@@ -100,5 +110,4 @@ def _watch(signals: socket.socket) -> None:
     except TimeoutError:
         pass
     sys.stderr.write("interrupted\n")
-    sys.stderr.flush()
-    os._exit(Exit.INTERRUPTED)
+    _leave()

@@ -49,7 +49,7 @@ def execution_of(node: NodeProto, types: Mapping[str, int]) -> Execution | None:
     if node.op_type in FLOAT_KERNELS:
         return Execution(kernel=node.op_type, precision="f32", implementation="mlas_f32")
     if node.op_type == "Gather":  # no arithmetic: what it copies
-        stored = TYPES.get(types.get(node.input[0]))
+        stored = TYPES.get(types.get(node.input[0])) if node.input else None
         implementation = "gather_f32" if stored is None else "gather_i8"
         return Execution(kernel="Gather", precision=stored or "f32", implementation=implementation)
     return None

@@ -1,6 +1,6 @@
 """Samples through a network, some at a time, and its outputs sample by sample."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -37,16 +37,20 @@ def outputs_of(network: Opened, arrays: Arrays) -> dict[str, Rows]:
     fixed = network.fixed_batch
     if fixed is None:
         whole = network.call(given)
-        if count == 1 or all(_has_rows(output, count) for output in whole.values()):
+        loose = {name for name, output in whole.items() if not _has_rows(output, count)}
+        if count == 1 or not loose:
             return {name: _rows(output, count) for name, output in whole.items()}
-        parts = [_called(network, given, place, 1) for place in range(count)]
+        parts = [_called(network, given, place, 1, loose) for place in range(count)]
     else:
         parts = [_called(network, given, place, fixed) for place in range(0, count, fixed)]
     return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
-def _called(network: Opened, given: Arrays, start: int, size: int) -> dict[str, Rows]:
-    """The outputs of a call with `size` samples from `start` on."""
+def _called(network: Opened, given: Arrays, start: int, size: int, loose: Collection[str] = ()) -> dict[str, Rows]:
+    """The outputs of a call with `size` samples from `start` on.
+
+    loose  outputs whose first axis is not that of the samples
+    """
     count = min(size, count_of(given) - start)
     filled = {name: _filled(np.asarray(array[start : start + count]), size) for name, array in given.items()}
     found = network.call(filled)
@@ -58,7 +62,7 @@ def _called(network: Opened, given: Arrays, start: int, size: int) -> dict[str, 
             remedy="check a file whose outputs have the samples along their first axis",
             site=wrong[0],
         )
-    return {name: _rows(output, size)[:count] for name, output in found.items()}
+    return {name: output[None] if name in loose else _rows(output, size)[:count] for name, output in found.items()}
 
 
 def _filled(array: Array, size: int) -> Array:

@@ -1,14 +1,14 @@
 """The record of a check as Markdown: for the page of a model, or a pull request.
 
-Names of files, layers and outputs are others' text: they stand in code spans, which hold no markup, and are cut.
+Names of files, layers and outputs are others' text: they stand in backticks, in which nothing is markup.
 """
 
 from collections.abc import Iterable, Sequence
 
 from octavo.engines.ran import per_cent
+from octavo.gate.names import quoted
 from octavo.gate.record import Check, Failed, Ran, Side
 
-WIDEST = 34  # characters of a name: tables fit into 100 columns
 MARKS = {"met": "✅", "not met": "❌", "could not tell": "❔"}
 
 
@@ -16,43 +16,26 @@ def card(found: Check) -> str:
     """The whole card."""
     parts = [
         f"## {MARKS[found.verdict]} int8 check: {found.verdict}",
-        plain(found.reason),
+        found.reason,
         _table(("", "float", "int8"), _sides(found)),
         _scored(found),
         _in_float(found),
         _outputs(found),
         _samples(found),
         _classes(found),
-        "\n".join(f"- {plain(note)}" for note in found.notes),
+        "\n".join(f"- {note}" for note in found.notes),
         f"<sub>Octavo {found.versions.get('octavo', '')}, `octavo check`, exit code {found.exit_code}; "
-        f"{plain(str(found.machine.get('cpu', 'unknown CPU')))}, {found.machine.get('cores')} cores</sub>",
+        f"{quoted(str(found.machine.get('cpu', 'unknown CPU')))}, {found.machine.get('cores')} cores</sub>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def failed(found: Failed) -> str:
     """The card of a check that could not be made: so that no former one is taken for it."""
-    where = f"{code(found.site)}: " if found.site else ""
-    said = plain(f"asked to {found.asked}, but {found.seen}; {found.remedy}.")
-    return f"## ⚠️ int8 check: could not be made\n\n{where}{said}\n"
-
-
-def plain(text: str) -> str:
-    """Text without markup: what Markdown or HTML would read as such is escaped, lines are joined."""
-    kept = "".join(one if one.isprintable() else " " for one in text)
-    return "".join(f"\\{one}" if one in "\\`*_[]<>|#@!~$" else one for one in kept.replace("&", "&amp;"))
-
-
-def short(text: str, most: int = WIDEST) -> str:
-    """A name that fits: its beginning and its end."""
-    kept = "".join(one if one.isprintable() else "�" for one in text)
-    half = (most - 1) // 2
-    return kept if len(kept) <= most else f"{kept[:half]}…{kept[-half:]}"
-
-
-def code(text: str, most: int = WIDEST) -> str:
-    """A name in a code span, in which nothing is markup."""
-    return f"`{short(text, most).replace('`', 'ˋ').replace('|', '¦')}`"
+    where = f"{found.site}: " if found.site else ""
+    said = f"{where}asked to {found.asked}, but {found.seen}; {found.remedy}."
+    kept = "".join(one if one.isprintable() else " " for one in said).replace("`", "ˋ")
+    return f"## ⚠️ int8 check: could not be made\n\n```text\n{kept}\n```\n"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,8 +49,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _sides(found: Check) -> list[tuple[str, str, str]]:
     both = found.float_network, found.int8_network
     rows = [
-        ("network", *(code(side.name, 30) for side in both)),
-        ("run by", *(plain(short(side.runtime, 30)) for side in both)),
+        ("network", *(quoted(side.name, 30) for side in both)),
+        ("run by", *(quoted(side.runtime, 30) for side in both)),
         ("on integers", *(integers(side.ran) for side in both)),
         ("size", *(megabytes(side) for side in both)),
     ]
@@ -100,15 +83,15 @@ def _scored(found: Check) -> str:
     if found.score is None:
         return ""
     faster = "" if found.latency is None else f" A call is {found.latency.int8_is_faster_by:.3g} × as fast."
-    samples = f"{found.data.samples} samples of {code(found.data.source)}"
-    return f"Judged by {found.score.measure}: {plain(found.score.why)}. {samples}.{faster}"
+    samples = f"{found.data.samples} samples of {quoted(found.data.source)}"
+    return f"Judged by {found.score.measure}: {found.score.why}. {samples}.{faster}"
 
 
 def _in_float(found: Check) -> str:
     ran = found.int8_network.ran
     if not ran.on_integers or not ran.in_float:
         return ""
-    listed = ", ".join(f"{code(one.layer)} ({code(one.kernel)})" for one in ran.in_float)
+    listed = ", ".join(f"{quoted(one.layer)} ({quoted(one.kernel)})" for one in ran.in_float)
     more = (ran.products or 0) - ran.on_integers - len(ran.in_float)
     return f"In float: {listed}{f', and {more} more' if more > 0 else ''}."
 
@@ -116,7 +99,7 @@ def _in_float(found: Check) -> str:
 def _outputs(found: Check) -> str:
     rows = [
         (
-            code(one.name),
+            quoted(one.name),
             "identical" if one.identical else "–" if one.sqnr_db is None else f"{one.sqnr_db:.1f} dB",
             "–" if one.agreement is None else f"{one.agreement:.2f} %",
             f"{one.largest_error:.3g}",

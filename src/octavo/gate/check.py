@@ -12,7 +12,7 @@ from typing import Any
 from octavo.arguments import checked
 from octavo.errors import QuantizationError
 from octavo.gate.batches import chunks, count_of
-from octavo.gate.compare import Compared, Right, compared, constant
+from octavo.gate.compare import Compared, compared, constant
 from octavo.gate.data import Metric, Samples, metric_of, read_samples
 from octavo.gate.evaluate import by_recipe
 from octavo.gate.findings import (
@@ -27,6 +27,7 @@ from octavo.gate.findings import (
     side,
 )
 from octavo.gate.kinds import opened
+from octavo.gate.labels import Right
 from octavo.gate.match import placed
 from octavo.gate.measures import Choice, by_distance, by_labels
 from octavo.gate.network import Array, Opened, Told
@@ -85,6 +86,9 @@ def check(
         min_int8=min_int8,
     )
     both = opened(float_network, engine), opened(int8_network, engine)
+    for group in samples.groups:
+        for network in both:
+            placed(network, group)  # what does not fit is said before anything runs
     first = next(chunk for _, chunk in chunks(samples.groups, batch))
     told = _told(both[0], first), _told(both[1], first)
     _check_sides(*told, goal)
@@ -137,8 +141,8 @@ def _check_sides(reference: Told, other: Told, goal: Goal) -> None:
     if reference.on_integers and other.products is not None and not other.on_integers:
         raise QuantizationError(
             asked="check an int8 network against a float one",
-            seen=f"{reference.on_integers} of {len(reference.products or ())} products of the first run on integers, and "
-            "none of the second",
+            seen=f"of the first, {reference.on_integers} of {len(reference.products or ())} products run on integers, "
+            "and none of the second",
             remedy="swap them: the float network comes first",
         )
     if goal.min_int8 > 0 and other.share is None:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from octavo.errors import QuantizationError, reading
 from octavo.gate.network import Array, Arrays, shaped
-from octavo.gate.python import array_of
+from octavo.gate.python import array_of, read_recipe
 from octavo.network.graph import call_arguments
 from octavo.workflow.calibration import first_inputs
 from octavo.workflow.goal import Evaluate
-from octavo.workflow.run import Recipe, load_recipe
 
 LABELS = "labels"
 
@@ -90,15 +89,10 @@ def read_samples(data: Any) -> Samples:
 
 def metric_of(path: Path) -> Metric:
     """The metric of the recipe `path`; which way it is better is read from its options()."""
-    recipe = _recipe(path)
+    recipe = read_recipe(path)
     with reading(asked=f"read {path.name}", seen="its options() failed", remedy="run it by itself", site=str(path)):
         better = bool(recipe.options().get("higher_is_better", True))
     return Metric(source=path.name, evaluate=recipe.evaluate, higher_is_better=better)
-
-
-def _recipe(path: Path) -> Recipe:
-    with reading(asked=f"read the recipe {path.name}", seen="its code failed", remedy="run it by itself"):
-        return load_recipe(path)
 
 
 def _npz(path: Path) -> Samples:
@@ -123,7 +117,7 @@ def _loaded(path: Path) -> Array:
 
 
 def _from_recipe(path: Path) -> Samples:
-    recipe = _recipe(path)
+    recipe = read_recipe(path)
     with reading(asked=f"read {path.name}", seen="its code failed", remedy="run it by itself", site=str(path)):
         batches = list(recipe.calibration())
         model = recipe.model()

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from octavo.engines.ran import per_cent
-from octavo.gate.compare import Compared, Right
+from octavo.gate.compare import Compared
 from octavo.gate.data import Samples
+from octavo.gate.labels import Right
 from octavo.gate.measures import Measured
+from octavo.gate.names import quoted
 from octavo.gate.network import Array, Opened, Told
 from octavo.gate.record import Class, Input, Layer, Output, Ran, Sample, Score, Side, finite
 from octavo.gate.verdict import Judged, Word
@@ -33,7 +35,7 @@ def concluded(goal: Goal, found: Judged | None, told: Told, broken: Sequence[int
 
 def _sentence(goal: Goal, found: Judged) -> str:
     verdict, measured = found.verdict, found.measured
-    what = f"{measured.name} of {measured.output}" if measured.output else measured.name
+    what = f"{measured.name} of {quoted(measured.output)}" if measured.output else measured.name
     lost = f"{what} {measured.reference.metric:.5g} → {measured.other.metric:.5g}: a drop of {verdict.drop:.3g}"
     if verdict.interval is not None and math.isfinite(verdict.interval[0]):
         low, high = verdict.interval
@@ -159,18 +161,21 @@ def notes(told: tuple[Told, Told], samples: Samples, both: tuple[Opened, Opened]
     found = []
     reference, other = told
     if other.products is None:
-        found.append(f"What runs on integers in {both[1].name} is unknown: it is told by {other.by}.")
+        found.append(f"What runs on integers in {quoted(both[1].name)} is unknown: it is told by {other.by}.")
     elif not other.products:
-        found.append(f"{both[1].name} has no convolution, matrix product or recurrent layer.")
+        found.append(f"{quoted(both[1].name)} has no convolution, matrix product or recurrent layer.")
     elif not other.on_integers:
-        found.append(f"Nothing in {both[1].name} runs on integers.")
+        found.append(f"Nothing in {quoted(both[1].name)} runs on integers.")
     if reference.on_integers:
-        found.append(
-            f"{both[0].name}, the float network, runs {reference.on_integers} of {len(reference.products or ())} "
-            "products on integers."
-        )
-    known = {port.name for network in both for port in network.inputs or ()}
-    unread = [name for name in samples.groups[0] if known and name not in known]
-    if unread and all(network.inputs for network in both) and any(name in known for name in samples.groups[0]):
-        found.append(f"No network reads {', '.join(unread)} of the data.")
+        share = f"{reference.on_integers} of {len(reference.products or ())} products on integers"
+        found.append(f"{quoted(both[0].name)}, the float network, runs {share}.")
+    if all(network.inputs for network in both):
+        unread = _unread(samples, {port.name for network in both for port in network.inputs or ()})
+        found += [f"No network reads {', '.join(map(quoted, unread))} of the data."] * bool(unread)
     return found
+
+
+def _unread(samples: Samples, known: set[str]) -> list[str]:
+    """The arrays that no input has the name of; none where they went in by their order."""
+    names = list(samples.groups[0])
+    return [name for name in names if name not in known] if known & set(names) else []

@@ -17,7 +17,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from octavo.errors import QuantizationError
-from octavo.gate.compare import Compared, Right
+from octavo.gate.compare import Compared
+from octavo.gate.labels import Right
+from octavo.gate.names import quoted
 from octavo.workflow.goal import Score
 
 Choice = Literal["auto", "agreement", "fidelity"]
@@ -44,7 +46,7 @@ class Measured:
 
 def by_labels(right: Right) -> Measured:
     """Accuracy on labelled samples."""
-    why = f"there are labels, and {right.output} has scores of their classes"
+    why = f"there are labels, and {quoted(right.output)} has scores of their classes"
     return Measured(
         name="accuracy", output=right.output, why=why, reference=_score(right.reference), other=_score(right.other)
     )
@@ -65,14 +67,14 @@ def by_distance(outputs: Sequence[Compared], choice: Choice) -> list[Measured]:
 
 def _auto(output: Compared) -> Measured:
     if not output.floating:
-        return _agreement(output, f"{output.name} is {output.dtype}: equal or not")
+        return _agreement(output, f"{quoted(output.name)} is {output.dtype}: equal or not")
     if output.rows == "probabilities":
-        return _decided(output, f"{output.name} holds probabilities")
+        return _decided(output, f"{quoted(output.name)} holds probabilities")
     if output.rows == "directions":
-        return _fidelity(output, f"the rows of {output.name} have length 1: directions, not class scores")
+        return _fidelity(output, f"the rows of {quoted(output.name)} have length 1: directions, not class scores")
     if len(output.shape) == 1 and output.same is not None:
-        return _decided(output, f"{output.name} looks like scores of {output.shape[0]} classes")
-    return _fidelity(output, f"{output.name} does not look like scores of classes")
+        return _decided(output, f"{quoted(output.name)} looks like scores of {output.shape[0]} classes")
+    return _fidelity(output, f"{quoted(output.name)} does not look like scores of classes")
 
 
 def _decided(output: Compared, why: str) -> Measured:
@@ -85,7 +87,7 @@ def _decided(output: Compared, why: str) -> Measured:
 def _agreement(output: Compared, why: str = "it was asked for") -> Measured:
     if output.same is None or (output.floating and output.winners < 2):
         raise QuantizationError(
-            asked=f"measure the agreement of {output.name}",
+            asked=f"measure the agreement of {quoted(output.name)}",
             seen="the largest entry is always the same one" if output.winners else "it has no axis of classes",
             remedy="measure its fidelity, or give labels",
             site=output.name,

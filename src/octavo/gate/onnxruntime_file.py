@@ -13,7 +13,7 @@ import onnxruntime as ort
 from octavo.engines.onnxruntime_kernels import execution_of
 from octavo.errors import QuantizationError, reading, reason
 from octavo.files import scratch
-from octavo.gate.foreign import external_files, read_onnx
+from octavo.gate.foreign import external_files, external_tensors, read_onnx
 from octavo.gate.network import Array, Arrays, Opened, Port, Product, Told
 from octavo.gate.work import conv, einsum, gemm, last_axis, recurrent, transposed
 
@@ -46,10 +46,11 @@ def open_with_onnxruntime(path: Path, name: str) -> Opened:
     )
 
 
-def _session(path: Path, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+def _session(source: Path | bytes, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
     options = options or ort.SessionOptions()
     options.log_severity_level = ERRORS
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = source if isinstance(source, bytes) else str(source)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _port(name: str, node: Any) -> Port:
@@ -93,11 +94,22 @@ def _told(path: Path, arrays: Arrays) -> Told:
         options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        session = _session(path, options)
+        session = _session(_with_names(path), options)
         session.run(None, dict(arrays))
         events = json.loads(Path(session.end_profiling()).read_text())
         optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
     return Told(by=f"the profile of a call on {RUNTIME}", products=tuple(_products(events, optimized.graph)))
+
+
+def _with_names(path: Path) -> Path | bytes:
+    """The file, or what is in it with a name for every node, by which the profile calls it."""
+    model = onnx.load(path, load_external_data=False)
+    unnamed = [node for node in model.graph.node if not node.name]
+    if not unnamed or next(external_tensors(model), None) is not None:
+        return path
+    for number, node in enumerate(unnamed):
+        node.name = f"{node.output[0] or node.op_type}.{number}"
+    return bytes(model.SerializeToString())
 
 
 def _products(events: Sequence[Mapping[str, Any]], graph: onnx.GraphProto) -> list[Product]:
@@ -111,25 +123,26 @@ def _products(events: Sequence[Mapping[str, Any]], graph: onnx.GraphProto) -> li
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         name = name.removesuffix("_kernel_time")
-        node = nodes.get(name) or onnx.NodeProto(op_type=str(facts.get("op_name")))
-        execution = execution_of(node, types)
+        node = nodes.get(name)  # not of graphs inside of nodes
+        execution = execution_of(node or onnx.NodeProto(op_type=str(facts.get("op_name"))), types)
         if execution is None or execution.kernel == "Gather" or name in found:  # a loop runs it more than once
             continue
-        weights = [
-            tuple(constants[one].dims) for one in node.input if one in constants and len(constants[one].dims) > 1
-        ]
         found[name] = Product(
             layer=name,
             kernel=execution.kernel,
             on_integers=execution.on_integers,
-            multiplications=_multiplications(node.op_type, facts, weights),
+            multiplications=None if node is None else _multiplications(node, facts, constants),
         )
     return list(found.values())
 
 
-def _multiplications(kernel: str, facts: Mapping[str, Any], weights: Sequence[tuple[int, ...]]) -> float | None:
+def _multiplications(
+    node: onnx.NodeProto, facts: Mapping[str, Any], constants: Mapping[str, onnx.TensorProto]
+) -> float | None:
     """Of one call, by the shapes in the profile; it leaves out those of weights, which lie in the model."""
-    count = next((count for kernels, count in _COUNTS if kernel in kernels), None)
+    count = next((count for kernels, count in _COUNTS if node.op_type in kernels), None)
+    weights = [tuple(constants[name].dims) for name in node.input if name in constants]
+    weights = [dims for dims in weights if len(dims) > 1]
     inputs, outputs = (_shapes(facts.get(f"{side}_type_shape", ())) for side in ("input", "output"))
     try:
         return None if count is None else count(inputs, outputs, weights)

@@ -15,14 +15,23 @@ from octavo.errors import QuantizationError, reading
 from octavo.gate.network import Array, Arrays, Opened, Port, Told
 from octavo.measure import size_mb
 from octavo.network.export import private_copy
-from octavo.workflow.run import imported, load_recipe
+from octavo.workflow.run import Recipe, imported, load_recipe
 
 UNKNOWN = Told(by="nothing: code does not tell")
 
 
+def read_recipe(path: Path) -> Recipe:
+    """The recipe `path`, which is executed.
+
+    raises  QuantizationError for one that fails, too
+    """
+    with reading(asked=f"read {path.name}", seen="its code failed", remedy="run it by itself", site=str(path)):
+        return load_recipe(path)
+
+
 def open_recipe(path: Path, name: str) -> Opened:
     """The model of the recipe `path`, run by torch as it is."""
-    recipe = load_recipe(path)
+    recipe = read_recipe(path)
     with reading(asked=f"open {name}", seen="its model() failed", remedy="run it by itself", site=str(path)):
         model = recipe.model()
     if not isinstance(model, nn.Module):

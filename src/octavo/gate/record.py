@@ -205,3 +205,7 @@ def finite(value: float) -> float | None:
 def json_text(record: Check | Failed) -> str:
     """A record as JSON."""
     return json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))

@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from octavo.gate.card import integers, megabytes, short
+from octavo.gate.card import integers, megabytes
+from octavo.gate.names import short
 from octavo.gate.record import Check
 
 COLOURS = {"met": "green", "not met": "red", "could not tell": "yellow"}
@@ -13,14 +14,15 @@ WIDTH = 100
 
 def show(found: Check, console: Console) -> None:
     """Print what was found, and the verdict last."""
+    width = min(WIDTH, console.width)
     for table in (_sides(found), _outputs(found), _samples(found), _classes(found)):
         if table.row_count:
-            console.print(table, width=min(WIDTH, console.width))
+            console.print(table, width=width)
     for layer in found.int8_network.ran.in_float if found.int8_network.ran.on_integers else ():
-        console.print(Text(f"in float: {short(layer.layer, 60)} ({short(layer.kernel, 24)})"))
+        console.print(Text(f"in float: {short(layer.layer, 60)} ({short(layer.kernel, 24)})"), width=width)
     for note in found.notes:
-        console.print(Text(short(note, 300)))
-    console.print(Text(found.verdict, style=f"bold {COLOURS[found.verdict]}"), Text(found.reason))
+        console.print(Text(note), width=width)
+    console.print(Text(found.verdict, style=f"bold {COLOURS[found.verdict]}"), Text(found.reason), width=width)
 
 
 def _sides(found: Check) -> Table:
