@@ -5,11 +5,14 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from octavo import load
 from octavo.cli import app
 from octavo.errors import QuantizationError
-from octavo.workflow.run import load_recipe, settings_of
+from octavo.saved.artifact import read
+from octavo.workflow.run import Settings, load_recipe, settings_of
 
 RECIPE = """
 import torch
@@ -31,6 +34,18 @@ def calibration():
 
 def evaluate(network):
     return (network(INPUTS).argmax(1) == TARGETS).float()
+"""
+
+INTERRUPTED = """
+CALLS = []
+scored = evaluate
+
+
+def evaluate(network):
+    CALLS.append(network)
+    if len(CALLS) == {calls}:
+        raise KeyboardInterrupt
+    return scored(network)
 """
 
 
@@ -62,7 +77,9 @@ def test_a_recipe_to_a_result_and_again_from_the_folder(recipe, tmp_path) -> Non
     assert record["size_mb"]["int8"] > 0
     assert record["agreement"] >= 50
     assert record["sqnr_db"] > 10
+    assert (record["exit_code"], record["stopped"]) == (0, "the stage ptq met the goal on the samples that choose")
     onnx.checker.check_model(onnx.load(out / "model.onnx"), full_check=True)
+    assert load(out / "net.octavo")(torch.randn(3, 16)).shape == (3, 4)
     assert "The goal is met" in " ".join(printed.split())
 
     recipe.unlink()  # the folder alone resumes
@@ -71,6 +88,50 @@ def test_a_recipe_to_a_result_and_again_from_the_folder(recipe, tmp_path) -> Non
     again = json.loads((out / "result.json").read_text())
     assert [trial["metric"] for trial in again["trials"]] == [trial["metric"] for trial in record["trials"]]
     assert [trial["seconds"] for trial in again["trials"]] == [trial["seconds"] for trial in record["trials"]]
+
+
+@pytest.fixture
+def untimed(monkeypatch) -> None:
+    """torch.compile takes most of a run of so small a network."""
+    monkeypatch.setattr("octavo.workflow.run.contestants", lambda graph, model, int8: {"int8": int8})
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    ("rows", "options", "code"),
+    [(20, (), 3), (200, ("--min-int8", "1", "--max-drop", "30%"), 0), (200, ("--max-drop", "0.0001"), 3)],
+)
+def test_how_a_run_ends_and_what_it_leaves(recipe, tmp_path, rows, options, code) -> None:
+    """Too few samples to tell are no goal that is missed; and net.octavo is there whatever came of it."""
+    recipe.write_text(RECIPE.replace("200, 16", f"{rows}, 16"))
+    found, printed = octavo(
+        "run", recipe, "--out", tmp_path / "out", "--engine", "simulation", "--trials", "1", *options
+    )
+    assert found == code, printed
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["exit_code"] == code
+    assert read(tmp_path / "out" / "net.octavo").engine == "reference"
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_goal_that_is_missed(recipe, tmp_path) -> None:
+    """Two bits an activation lose much, in every sample."""
+    recipe.write_text(
+        RECIPE + "\nimport octavo\n\n\ndef options():\n    return {'rules': [octavo.Rule('*', bits=2)]}\n"
+    )
+    out = tmp_path / "out"
+    assert octavo("run", recipe, "--out", out, "--engine", "simulation", "--trials", "1", "--max-drop", "4%")[0] == 1
+    assert (out / "net.octavo").is_file()
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(("calls", "left"), [(1, False), (2, False), (3, True)])
+def test_an_interrupted_run_ends_by_130_and_leaves_the_best_so_far(recipe, tmp_path, calls, left) -> None:
+    """The float network is scored first, then candidates: before the first of them there is no best."""
+    recipe.write_text(f"{RECIPE}\n{INTERRUPTED.format(calls=calls)}")
+    out = tmp_path / "out"
+    code, printed = octavo("run", recipe, "--out", out, "--engine", "simulation", "--max-drop", "0.0001")
+    assert code == 130, printed
+    assert (out / "net.octavo").exists() is left
 
 
 def test_help_names_the_recipe_and_every_option() -> None:
@@ -82,7 +143,7 @@ def test_help_names_the_recipe_and_every_option() -> None:
 
 def test_a_recipe_that_is_not_there() -> None:
     code, printed = octavo("run", "nowhere.py")
-    assert code == 1
+    assert code == 2
     assert "there is no such file; pass a Python file with model(), calibration() and evaluate(model)" in printed
 
 
@@ -94,7 +155,7 @@ def test_a_recipe_that_lacks_a_function(recipe) -> None:
 
 def test_a_folder_that_is_no_run(tmp_path) -> None:
     code, printed = octavo("run", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "its run.json is missing or damaged" in " ".join(printed.split())
 
 

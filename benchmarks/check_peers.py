@@ -1,0 +1,198 @@
+"""`octavo check` on eight int8 files of other tools, three of them broken on purpose: verdicts and exit codes.
+
+    python -m benchmarks.check_peers --python .peers/bin/python [--only WORD]
+
+NNCF, ONNX Runtime's quantizer and torchao make the files, in the environment of the peers (`make peers`), of float
+networks and calibration samples of our zoo; each is then checked as a user would, by the command. What is broken:
+
+    wrong zero-point   what the first convolution reads, 40 steps off
+    per tensor         one scale for all channels of a weight, of depthwise convolutions, too
+    mask rounded       the −1e4 that hides the padding of a sentence, with all else: ONNX Runtime's default
+
+Where there are labels, the accuracy of each file is beside the record, as the tool's own runtime gives it.
+Writes benchmarks/results/check-peers.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from octavo import files
+from octavo.machine import machine, versions
+from octavo.network.graph import call_arguments
+from octavo.zoo import task
+from octavo.zoo.minilm import SentenceEncoder
+from octavo.zoo.task import Task
+
+SCRIPT = Path(__file__).parent / "check_peers_tools.py"
+RESULT = Path(__file__).parent / "results" / "check-peers.json"
+PATIENCE_S = 1500
+HIDDEN = -1e4  # added to the scores of padding, as BERT's first code did
+RECIPE = """
+from octavo.zoo import task
+
+TASK = task("minilm")
+model, calibration = TASK.build, TASK.calibration
+
+
+def evaluate(network):
+    return TASK.score(TASK.predict(network))
+"""
+
+
+class Additive(nn.Module):
+    """MiniLM with a mask that is added, and not a boolean one."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.encoder.embeddings(input_ids)
+        mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * HIDDEN
+        for layer in self.encoder.layers:
+            x = layer(x, mask)
+        weight = attention_mask.unsqueeze(2).to(x.dtype)
+        return nn.functional.normalize((x * weight).sum(1) / weight.sum(1), dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One int8 file.
+
+    tool     a row of TOOLS in check_peers_tools.py
+    network  of the zoo
+    broken   whether it is, on purpose
+    engine   that runs both; None is the one by default
+    batch    of calibration; small where the tool keeps every value
+    """
+
+    tool: str
+    network: str
+    broken: bool = False
+    engine: str | None = None
+    batch: int = 16
+
+
+FILES = (
+    File(tool="nncf, openvino", network="ds_cnn_s", engine="openvino"),
+    File(tool="nncf, onnx", network="resnet20", engine="openvino"),
+    File(tool="onnxruntime, static", network="resnet20"),
+    File(tool="torchao, pt2e", network="resnet20"),
+    File(tool="onnxruntime, dynamic", network="minilm"),
+    File(tool="onnxruntime, static, wrong zero-point", network="resnet20", broken=True),
+    File(tool="onnxruntime, static, per tensor", network="efficientnet_lite0", broken=True),
+    File(tool="onnxruntime, static, mask rounded", network="minilm", broken=True),
+)
+BUILD: dict[str, Callable[[nn.Module], nn.Module]] = {"minilm": Additive}  # type: ignore[dict-item]
+INPUTS = {"minilm": ("input_ids", "attention_mask")}
+
+
+def prepare(row: File, folder: Path) -> list[str]:
+    """Write the float network, calibration batches, and what it is scored on; the arguments that say the latter."""
+    found = task(row.network)
+    model = BUILD.get(row.network, lambda network: network)(found.build()).eval()
+    args, kwargs = call_arguments(found.example)
+    example = (*args, *kwargs.values())
+    names = INPUTS.get(row.network, ("x",))
+    shapes = tuple(dict.fromkeys(found.dynamic_axes, Dim.AUTO) for _ in example)
+    with torch.no_grad():
+        exported = torch.export.export(model, example, dynamic_shapes=shapes)
+        torch.export.save(exported, folder / "network.pt2")
+        program = torch.onnx.export(
+            model, example, dynamo=True, dynamic_shapes=shapes, input_names=names, output_names=["y"], verbose=False
+        )
+    program.save(str(folder / "float.onnx"))
+    _calibration(found, names, row.batch, folder)
+    if row.network == "minilm":
+        (folder / "recipe.py").write_text(RECIPE)
+        return ["--data", str(folder / "recipe.py")]
+    batches = [batch for batch in found.inputs() if isinstance(batch, Tensor)]
+    np.savez(folder / "scored.npz", x=torch.cat(batches).numpy(), labels=found.targets.numpy())
+    return ["--data", str(folder / "scored.npz")]
+
+
+def _calibration(found: Task, names: tuple[str, ...], size: int, folder: Path) -> None:
+    number = 0
+    for batch in found.calibration():
+        args, kwargs = call_arguments(batch)
+        tensors = (*args, *kwargs.values())
+        for start in range(0, len(tensors[0]), size):
+            arrays = {name: one[start : start + size].numpy() for name, one in zip(names, tensors, strict=True)}
+            np.savez(folder / f"{number:05}.npz", **arrays)
+            number += 1
+
+
+def checked(row: File, python: Path) -> dict[str, Any]:
+    """Make the file, check it by the command, and say whether the verdict is right."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = prepare(row, folder)
+        command = [str(python), str(SCRIPT), row.tool, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        if done.returncode:
+            return {"tool": row.tool, "network": row.network, "error": done.stderr.strip().splitlines()[-1][:300]}
+        made = json.loads(done.stdout.strip().splitlines()[-1])
+        engine = ["--engine", row.engine] if row.engine else []
+        command = [
+            sys.executable,
+            "-m",
+            "octavo.cli",
+            "check",
+            str(folder / "float.onnx"),
+            str(folder / made.pop("file")),
+        ]
+        command += [*data, *engine, "--max-drop", "1%", "--json", "-"]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)
+        record = json.loads(ended.stdout)
+    word = record.get("verdict")
+    right = word == "not met" if row.broken else word in ("met", "could not tell")
+    return {
+        "tool": row.tool,
+        "network": row.network,
+        "broken": row.broken,
+        "verdict": word,
+        "exit_code": ended.returncode,
+        "right": right and ended.returncode == record["exit_code"],
+        "accuracy_by_the_tool": made or None,
+        "record": record,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", type=Path, required=True, help="the interpreter of the peers")
+    parser.add_argument("--only", default="", help="files whose tool or network has this word")
+    asked = parser.parse_args()
+    rows = []
+    for row in FILES:
+        if asked.only in f"{row.tool} {row.network}":
+            rows.append(checked(row, asked.python))
+            shown = {key: value for key, value in rows[-1].items() if key != "record"}
+            print(json.dumps(shown), rows[-1].get("record", {}).get("reason", ""), flush=True)
+    if not asked.only:
+        peers = _peer_versions(asked.python)
+        result = {"files": rows, "peers": peers, "versions": versions(), "machine": machine()}
+        files.write(RESULT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def _peer_versions(python: Path) -> dict[str, str]:
+    names = "nncf", "onnxruntime", "openvino", "torchao", "torch", "onnx"
+    code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+if __name__ == "__main__":
+    main()
