@@ -1,10 +1,10 @@
 """One int8 file by another tool, in the environment of the peers; for `check_peers.py`.
 
-    python benchmarks/check_peers_tools.py TOOL FOLDER
+    python benchmarks/check_peers_tools.py TOOL ENGINE FOLDER
 
 FOLDER holds the float network, `float.onnx` and `network.pt2`, both for any batch, and calibration batches `NUMBER.npz`,
 arrays by the names of inputs; `scored.npz`, if it is there, has labelled samples. It adds the int8 file, and prints its
-name and, of labelled samples, the accuracy of both by the tool's own runtime and a line of numpy.
+name and, of labelled samples, the accuracy of both on ENGINE, as its documentation calls it.
 """
 
 import json
@@ -119,9 +119,9 @@ TOOLS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def predictor(path: Path) -> Predict:
-    """What runs the file: OpenVINO an IR and what NNCF made, ONNX Runtime the others."""
-    if path.suffix == ".xml":
+def predictor(path: Path, engine: str) -> Predict:
+    """What runs the file, as its documentation does."""
+    if engine == "openvino":
         compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda batch: np.array(compiled(list(batch.values()))[0])
 
@@ -129,23 +129,23 @@ def predictor(path: Path) -> Predict:
     return lambda batch: np.asarray(session.run(None, batch)[0])
 
 
-def accuracy(path: Path, scored: Path) -> float:
+def accuracy(path: Path, scored: Path, engine: str) -> float:
     """Per cent of the labels that are met."""
     data = dict(np.load(scored))
     labels = data.pop("labels")
-    predict = predictor(path)
+    predict = predictor(path, engine)
     places = range(0, len(labels), 50)
     chosen = [predict({k: array[place : place + 50] for k, array in data.items()}).argmax(-1) for place in places]
     return float(100 * (np.concatenate(chosen) == labels).mean())
 
 
-def main(tool: str, folder: Path) -> None:
+def main(tool: str, engine: str, folder: Path) -> None:
     path, scored = TOOLS[tool](folder), folder / "scored.npz"
     found = {"file": path.name}
     if scored.exists():
-        found |= {"float": accuracy(folder / "float.onnx", scored), "int8": accuracy(path, scored)}
+        found |= {"float": accuracy(folder / "float.onnx", scored, engine), "int8": accuracy(path, scored, engine)}
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
