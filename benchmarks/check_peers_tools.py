@@ -2,9 +2,9 @@
 
     python benchmarks/check_peers_tools.py TOOL ENGINE FOLDER
 
-FOLDER holds the float network, `float.onnx` and `network.pt2`, both for any batch, and calibration batches `NUMBER.npz`,
-arrays by the names of inputs; `scored.npz`, if it is there, has labelled samples. It adds the int8 file, and prints its
-name and, of labelled samples, the accuracy of both on ENGINE, as its documentation calls it.
+FOLDER holds the float network, `float.onnx` and `network.pt2`, both for any batch, and calibration batches
+`NUMBER.npz`, arrays by the names of inputs; `scored.npz`, if it is there, has labelled samples. It adds the int8 file,
+and prints its name and, of labelled samples, the accuracy of both on ENGINE, as its documentation calls it.
 """
 
 import json

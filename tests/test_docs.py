@@ -1,12 +1,19 @@
 """What the documents show, runs."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
 
+import foreign_networks as foreign
 import octavo
+from octavo.exits import Exit
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,11 +58,44 @@ def test_the_example_of_training_runs() -> None:
         "docs/workflow.md",
         "docs/engines.md",
         "docs/recovery.md",
+        "docs/check.md",
+        "docs/ci.md",
+        "docs/trust.md",
     ],
 )
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
         assert ((ROOT / document).parent / link).exists(), f"{document} links to {link}"
+
+
+@pytest.mark.parametrize(("int8", "count", "code", "said"), [
+    ({}, 600, 0, "met"), ({"zero": 60}, 600, 1, "not met"), ({}, 20, 3, "could not tell"),
+])  # fmt: skip
+def test_the_workflow_fails_a_pull_request_whose_int8_lost_accuracy(int8, count, code, said, tmp_path) -> None:
+    """The script in docs/ci.md, as GitHub runs it: by bash, which stops at the first command that fails."""
+    pytest.importorskip("onnxruntime")
+    (script,) = re.findall(r"run: \|\n((?: {10}.*\n)+)", (ROOT / "docs" / "ci.md").read_text())
+    models, programs, summary = tmp_path / "models", tmp_path / "bin", tmp_path / "summary.md"
+    models.mkdir(), programs.mkdir()
+    foreign.float_linear(models / "float.onnx")
+    foreign.int8_linear(models / "int8.onnx", **int8)
+    x = foreign.samples(count, seed=11)
+    sure = np.sort(x @ foreign.weight(), axis=1)
+    kept = x[sure[:, -1] - sure[:, -2] > 0.1]  # no ties, at which rounding alone decides
+    np.savez(models / "check.npz", x=kept, labels=(kept @ foreign.weight()).argmax(axis=1))
+    (programs / "octavo").write_text(f'#!/bin/sh\nexec {sys.executable} -m octavo.cli "$@"\n')
+    (programs / "octavo").chmod(0o755)
+    places = {"PATH": f"{programs}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(summary)}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", dedent(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | places, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert f"int8 check: {said}\n" in summary.read_text()
+    assert octavo.Check.model_validate_json((tmp_path / "int8.json").read_text()).exit_code == code
+
+
+def test_the_exit_codes_in_the_documents_are_those_of_the_table() -> None:
+    rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "check.md").read_text(), flags=re.MULTILINE)
+    assert [int(row) for row in rows] == [int(code) for code in Exit]
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])
