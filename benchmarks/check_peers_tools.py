@@ -26,7 +26,7 @@ from torchao.quantization.pt2e import move_exported_model_to_eval
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 Predict = Callable[[dict[str, np.ndarray]], np.ndarray]
-STEPS_OFF = 40
+STEPS_OFF = 128  # of uint8 read as if it were int8
 
 
 def batches(folder: Path) -> list[dict[str, np.ndarray]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import bad_calls
 import octavo
+from bad_checks import gate
 from bad_numbers import numbers, recovery, road
 from bad_values import Case, Kit, cases, table
 from octavo.engines import available, target_for
@@ -69,7 +70,7 @@ def walk(found: dict[str, str]) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-TABLES = {"functions": table, "recovery": recovery, "numbers": numbers, "the whole road": road}
+TABLES = {"functions": table, "recovery": recovery, "numbers": numbers, "the whole road": road, "the gate": gate}
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)

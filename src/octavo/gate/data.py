@@ -144,15 +144,18 @@ def parameters(model: nn.Module) -> list[str]:
 
 
 def _samples(arrays: dict[str, Any], source: str) -> Samples:
-    found = {
-        name: array_of(value) if isinstance(value, Tensor) else np.asarray(value) for name, value in arrays.items()
-    }
+    found = {str(name): _array(str(name), value) for name, value in arrays.items()}
     labels = found.pop(LABELS, None)
     _check(found, source)
     count = len(next(iter(found.values())))
     if labels is not None:
         _check_labels(labels, count, source)
     return Samples(source=source, groups=(found,), labels=labels)
+
+
+def _array(name: str, value: Any) -> Array:
+    with reading(asked=f"read the samples to check on, {name[:100]}", seen="it is no array", remedy="give an array"):
+        return array_of(value) if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _check(arrays: Arrays, source: str) -> None:
