@@ -274,3 +274,15 @@ def test_nothing_is_written_but_through_this_module() -> None:
     writes = re.compile(r"\.write_(text|bytes)\(|onnx\.save\(|[a-z]\.replace\([a-z]*path")
     writers = {path.name for path in source.rglob("*.py") if writes.search(path.read_text())}
     assert writers <= {"files.py", "container.py", "checkpoint.py", "onnx.py"}  # the others into what `replaced` gives
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path) -> None:
+    """It did, and all that was in the folder was gone."""
+    kept = tmp_path / "folder" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    with pytest.raises(
+        QuantizationError, match="asked to write folder, but there is a folder of that name; name a file"
+    ):
+        write(tmp_path / "folder", "text")
+    assert kept.read_text() == "kept"

@@ -97,6 +97,30 @@ def test_an_error_takes_the_place_of_a_former_record_and_card(folder) -> None:
     assert text.read_text().startswith("## ⚠️ int8 check: could not be made\n")
 
 
+def test_places_that_cannot_be_written_are_an_error(folder) -> None:
+    """An exit code of 1 would be a verdict."""
+    for option in ("--json", "--card"):
+        code, printed, _ = octavo(folder, "float.onnx", "good.onnx", "--data", "data.npz", option, str(folder))
+        assert code == 2
+        assert "asked to write" in printed
+
+
+def test_a_check_that_is_interrupted_leaves_no_former_record(folder, monkeypatch) -> None:
+    out, text = folder / "out.json", folder / "card.md"
+    for path in (out, text):
+        path.write_text("met")
+    monkeypatch.setattr("octavo.gate.check.read_samples", interrupted)
+    monkeypatch.setattr("octavo.exits._leave", lambda: None)
+    asked = ["--data", "data.npz", "--json", str(out), "--card", str(text)]
+    assert octavo(folder, "float.onnx", "good.onnx", *asked)[0] == 130
+    assert not out.exists()
+    assert not text.exists()
+
+
+def interrupted(data):
+    raise KeyboardInterrupt
+
+
 def test_the_schema_in_the_documents_is_that_of_the_record() -> None:
     written = json.loads((ROOT / "docs" / "check.schema.json").read_text())
     assert written == schema(), "python -m octavo.gate.record > docs/check.schema.json"

@@ -30,7 +30,7 @@ def demo(
         demonstrate(out, console, rounds=rounds)
         return Exit.MET
 
-    raise typer.Exit(ending(console, work))
+    raise typer.Exit(promptly(lambda: ending(console, work)))
 
 
 @app.command()
@@ -72,7 +72,7 @@ def run(
         )
         return Exit(run_recipe(settings, folder, console)["exit_code"])
 
-    raise typer.Exit(ending(console, work))
+    raise typer.Exit(ending(console, work))  # Ctrl-C ends a search with the best so far
 
 
 @app.command()
@@ -117,6 +117,7 @@ def check(
         from octavo.gate.check import check as compare  # noqa: PLC0415 (see demo)
         from octavo.workflow.run import Settings  # noqa: PLC0415
 
+        report.clear()
         found = compare(
             float_network,
             int8_network,
@@ -158,7 +159,7 @@ def bench(
             console.print(f"written to {json_out}")
         return Exit.MET
 
-    raise typer.Exit(ending(console, work))
+    raise typer.Exit(promptly(lambda: ending(console, work)))
 
 
 if __name__ == "__main__":

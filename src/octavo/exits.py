@@ -48,8 +48,11 @@ def ending(
     try:
         return int(work())
     except QuantizationError as error:
-        console.print(f"[red]error[/red] {_plain(str(error))}", highlight=False)
-        wrong(error)
+        _say(console, error)
+        try:
+            wrong(error)
+        except QuantizationError as another:  # of where it was to be written
+            _say(console, another)
         return Exit.USED_WRONGLY
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -57,6 +60,10 @@ def ending(
     except Exception:
         traceback.print_exc()
         return Exit.FAILED
+
+
+def _say(console: Console, error: QuantizationError) -> None:
+    console.print(f"[red]error[/red] {_plain(str(error))}", highlight=False)
 
 
 def _plain(text: str) -> str:

@@ -74,9 +74,21 @@ def sweep(parent: Path) -> None:
 
 
 def write(path: Path, data: bytes | str) -> None:
-    """Write one file, whole or not at all. See `replaced`."""
+    """Write one file, whole or not at all. See `replaced`.
+
+    raises  QuantizationError for a folder of that name, too, which a file must not take the place of
+    """
+    check_no_folder(path)
     with replaced(path) as new:
         new.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raise QuantizationError if a folder is where a file is to be written."""
+    if path.is_dir():
+        raise QuantizationError(
+            asked=f"write {path.name}", seen="there is a folder of that name", remedy="name a file", site=str(path)
+        )
 
 
 def built(path: Path, build: Callable[[Path], object]) -> Path:

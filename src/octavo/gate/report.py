@@ -1,4 +1,4 @@
-"""Where a check is written: the JSON record, the card, the console. An error takes the place of a former one, too."""
+"""Where a check is written: the JSON record, the card, the console. What was there before goes first."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from octavo.errors import QuantizationError
 from octavo.exits import Exit
-from octavo.files import write
+from octavo.files import check_no_folder, said_of, write
 from octavo.gate.card import card, failed
 from octavo.gate.record import Check, Failed, json_text
 from octavo.gate.table import show
@@ -29,6 +29,14 @@ class Report:
     def console(self) -> Console:
         """Where people read."""
         return Console(stderr=self.json_out == STDOUT)
+
+    def clear(self) -> None:
+        """Remove what a check of before left: should this one be interrupted, nobody reads that for its outcome."""
+        named = [None if self.json_out in (None, STDOUT) else Path(str(self.json_out)), self.card_out]
+        for path in (path for path in named if path is not None):
+            check_no_folder(path)
+            with said_of(path):
+                path.unlink(missing_ok=True)
 
     def found(self, found: Check) -> Exit:
         """Print and write `found`; the code to end by."""
