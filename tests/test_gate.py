@@ -147,6 +147,22 @@ def test_the_whole_interval_decides(lost, of, word) -> None:
     assert judged(Goal(max_drop=0.01), measured([100.0] * lost + [0.0] * (of - lost))).word == word
 
 
+def test_no_number_of_samples_tells_that_nothing_at_all_is_lost() -> None:
+    found = judged(Goal(max_drop=0.0), measured([0.0] * 1000))
+    assert (found.word, found.samples_needed) == ("could not tell", None)
+
+
+@pytest.mark.parametrize("count", [100, 150])
+def test_as_many_samples_as_are_said_to_be_needed_would_tell(count) -> None:
+    """Of a network that changes one decision in a hundred, where two may change; twice as many, to be sure."""
+    few = judged(Goal(max_drop=0.02), measured([100.0 * (number % 100 == 0) for number in range(count)]))
+    assert few.word == "could not tell"
+    assert few.samples_needed is not None
+    needed = 2 * few.samples_needed
+    many = judged(Goal(max_drop=0.02), measured([100.0 * (number % 100 == 0) for number in range(needed)]))
+    assert many.word == "met"
+
+
 def test_one_number_is_met_or_not() -> None:
     for other, word in ((81.5, "met"), (79.0, "not met")):
         one = Measured(name="evaluate", output=None, why="", reference=Score(metric=82.0), other=Score(metric=other))
@@ -192,6 +208,25 @@ def test_the_float_file_itself_meets_the_goal_and_it_is_said_that_nothing_is_int
     asked = checked(pair[0], pair[0], {"x": foreign.samples()}, min_int8=0.5)
     assert (asked.verdict, asked.exit_code) == ("not met", 1)
     assert "0 % of it runs on integers, and 50 % are asked for" in asked.reason
+
+
+def test_scales_that_are_taken_while_it_runs(tmp_path, pair) -> None:
+    """Each sample on a scale of all that are in its batch."""
+    made, _ = foreign.rounded(foreign.weight(), foreign.samples())
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["sums"], name="head"),
+        helper.make_node("Cast", ["sums"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["scale", "w_scale"], ["factor"]),
+        helper.make_node("Mul", ["real", "factor"], ["logits"]),
+    ]
+    ports = {"x": (TensorProto.FLOAT, ["n", 8])}, {"logits": (TensorProto.FLOAT, ["n", 4])}
+    constants = {name: made[name] for name in ("w", "w_scale")}
+    dynamic = foreign.save(tmp_path / "dynamic.onnx", nodes, *ports, constants)
+    found = checked(pair[0], dynamic, {"x": foreign.samples()})
+    assert found.int8_network.ran.on_integers == found.int8_network.ran.products == 1
+    assert "`dynamic.onnx` takes scales from each batch while it runs" in found.notes[0]
+    assert checked(pair[0], dynamic, {"x": foreign.samples()}, batch=400).outputs != found.outputs
 
 
 def test_a_share_on_integers_is_kept(pair) -> None:

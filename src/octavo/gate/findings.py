@@ -44,7 +44,9 @@ def _sentence(goal: Goal, found: Judged) -> str:
     if found.word == "could not tell":
         if found.samples_needed is not None:
             return f"{lost}. That is too few samples to tell; about {found.samples_needed} would do."
-        return f"{lost}. No number of samples would tell that."
+        return (
+            f"{lost}. {'That is too few samples to tell' if found.allowed else 'No number of samples would tell that'}."
+        )
     return f"{lost}." if verdict.interval is not None else f"{lost}. One number has no interval."
 
 
@@ -169,6 +171,9 @@ def notes(told: tuple[Told, Told], samples: Samples, both: tuple[Opened, Opened]
     if reference.on_integers:
         share = f"{reference.on_integers} of {len(reference.products or ())} products on integers"
         found.append(f"{quoted(both[0].name)}, the float network, runs {share}.")
+    if other.by_batch:
+        how = "takes scales from each batch while it runs: scores depend on how many samples are in it"
+        found.append(f"{quoted(both[1].name)} {how}.")
     if all(network.inputs for network in both):
         unread = _unread(samples, {port.name for network in both for port in network.inputs or ()})
         found += [f"No network reads {', '.join(map(quoted, unread))} of the data."] * bool(unread)

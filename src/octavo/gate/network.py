@@ -67,10 +67,12 @@ class Told:
 
     by        how that is known
     products  in the order in which they ran; None if the runtime does not tell
+    by_batch  whether scales are taken from a whole batch while it runs: samples then depend on those beside them
     """
 
     by: str
     products: tuple[Product, ...] | None = None
+    by_batch: bool = False
 
     @property
     def on_integers(self) -> int:

@@ -98,7 +98,11 @@ def _told(path: Path, arrays: Arrays) -> Told:
         session.run(None, dict(arrays))
         events = json.loads(Path(session.end_profiling()).read_text())
         optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
-    return Told(by=f"the profile of a call on {RUNTIME}", products=tuple(_products(events, optimized.graph)))
+    return Told(
+        by=f"the profile of a call on {RUNTIME}",
+        products=tuple(_products(events, optimized.graph)),
+        by_batch=any(str(event.get("args", {}).get("op_name")).startswith("DynamicQuantize") for event in events),
+    )
 
 
 def _with_names(path: Path) -> Path | bytes:
