@@ -388,3 +388,12 @@ def test_notes_come_back(form, calibrated, tmp_path):
         assert read(tmp_path / "net").net.notes == net.notes
         found = origin_of(octavo.load(tmp_path / "net", check=False))
         net = found.net
+
+
+def test_a_slice_with_a_step_and_no_end_comes_back(network, calibrated, tmp_path) -> None:
+    """Torch writes 2⁶³ − 1 for that end, as it does in ResNet-20's shortcuts."""
+    model = network(lambda self, x: self.l(x[:, ::2]), l=nn.Linear(8, 4))
+    net = calibrated(model, torch.randn(5, 6, 8))
+    octavo.save(net, tmp_path / "net.octavo", engine="reference")
+    x = torch.randn(3, 6, 8)
+    assert torch.equal(octavo.load(tmp_path / "net.octavo")(x), octavo.compile(net, engine="reference")(x))

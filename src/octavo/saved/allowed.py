@@ -99,6 +99,7 @@ fro nuc ortho forward backward reduced complete r linear lower higher nearest mi
 _WORDS = frozenset(_WORD.split())
 _EQUATION = re.compile(r"[A-Za-z,.> -]{1,200}")  # of einsum
 LARGEST = 2**62  # of a whole number in an argument
+ENDLESS = 2**63 - 1  # how torch writes the end of x[::2], and nothing else
 
 
 def operator_named(name: str, site: str, vouched: Collection[str] = ()) -> Callable[..., Any]:
@@ -159,8 +160,13 @@ def _check_schema(site: str, function: torch._ops.OpOverload, args: tuple[Any, .
         if argument.name not in given:
             if not argument.has_default_value():
                 raise refused(site, f"{function} is not given its {argument.name}")
-        elif not _fits(given[argument.name], str(argument.type)):
+        elif not (_fits(given[argument.name], str(argument.type)) or _is_endless(function, argument.name, given)):
             raise refused(site, f"{function} is given a {argument.name} that is no {argument.type}")
+
+
+def _is_endless(function: torch._ops.OpOverload, argument: str, given: Mapping[str, Any]) -> bool:
+    """Whether this is the end of a slice that goes to the end."""
+    return function._schema.name.startswith("aten::slice") and argument == "end" and given["end"] == ENDLESS
 
 
 def _fits(value: Any, kind: str) -> bool:
