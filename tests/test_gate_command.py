@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from jsonschema import Draft202012Validator
 from onnx import helper
 from rich.console import Console
 from typer.testing import CliRunner
@@ -127,7 +128,7 @@ def test_the_schema_in_the_documents_is_that_of_the_record() -> None:
 
 
 def test_every_record_is_what_the_schema_says(folder) -> None:
-    validator = pytest.importorskip("jsonschema").Draft202012Validator(schema())
+    validator = Draft202012Validator(schema())
     for int8, data in (("good.onnx", "data.npz"), ("bad.onnx", "data.npz"), ("good.onnx", "few.npz")):
         _, printed, _ = octavo(folder, "float.onnx", int8, "--data", data, "--json", "-", "--rounds", "1")
         assert not list(validator.iter_errors(json.loads(printed)))
