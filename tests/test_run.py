@@ -12,7 +12,7 @@ from octavo import load
 from octavo.cli import app
 from octavo.errors import QuantizationError
 from octavo.saved.artifact import read
-from octavo.workflow.run import Settings, load_recipe, settings_of
+from octavo.workflow.run import load_recipe, settings_of
 
 RECIPE = """
 import torch

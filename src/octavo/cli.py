@@ -91,7 +91,9 @@ def check(
         typer.Option(help="An .npz file or a folder of .npy files, by input name, with labels or not; or a recipe."),
     ],
     evaluate: Annotated[Path | None, typer.Option(help="A recipe whose evaluate() is the metric.")] = None,
-    max_drop: Annotated[str, typer.Option(help="What may be lost: 1% of the float metric, or 0.5 of its unit.")] = "1%",
+    max_drop: Annotated[
+        str, typer.Option(help="What may be lost: 1% of the float score, or '0.3 points' of its unit.")
+    ] = "1%",
     min_int8: Annotated[
         float, typer.Option(min=0, max=1, help="The share of the multiplications that has to run on integers.")
     ] = 0.0,
@@ -115,7 +117,6 @@ def check(
 
     def work() -> Exit:
         from octavo.gate.check import check as compare  # noqa: PLC0415 (see demo)
-        from octavo.workflow.run import Settings  # noqa: PLC0415
 
         report.clear()
         found = compare(
@@ -123,7 +124,7 @@ def check(
             int8_network,
             data=data,
             evaluate=evaluate,
-            **Settings(recipe="", max_drop=max_drop).drop(),
+            max_drop=max_drop,
             min_int8=min_int8,
             measure=measure,
             engine=engine,

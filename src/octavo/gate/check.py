@@ -35,6 +35,7 @@ from octavo.gate.record import Asked, Check, Data, Latency, Times
 from octavo.gate.verdict import EXITS, Judged, judged, worst
 from octavo.machine import machine, versions
 from octavo.measure import latency_ms
+from octavo.workflow.drop import drop_of
 from octavo.workflow.goal import Goal
 
 BATCH = 8  # samples in a call, where the network takes any number
@@ -49,8 +50,8 @@ def check(
     *,
     data: str | PathLike[str] | Mapping[str, Any],
     evaluate: str | PathLike[str] | None = None,
-    max_drop: float = 0.01,
-    relative: bool = True,
+    max_drop: str | float = 0.01,
+    relative: bool | None = None,
     min_int8: float = 0.0,
     confidence: float = 0.95,
     measure: Choice = "auto",
@@ -76,11 +77,12 @@ def check(
     raises        QuantizationError for what cannot be opened, run or compared
     """
     _check_counts(batch, rounds)
+    drop, is_share = drop_of(max_drop, relative)
     samples = read_samples(data)
     metric = _metric(data, evaluate)
     goal = Goal(
-        max_drop=max_drop,
-        relative=relative,
+        max_drop=drop,
+        relative=is_share,
         higher_is_better=metric.higher_is_better if metric else True,
         confidence=confidence,
         min_int8=min_int8,

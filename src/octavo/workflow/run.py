@@ -27,8 +27,8 @@ from octavo.measure import agreement, sqnr_db
 from octavo.network.export import private_copy
 from octavo.network.graph import call_arguments
 from octavo.network.ranks import is_first, together
-from octavo.workflow.drop import drop_of
 from octavo.saved.artifact import save
+from octavo.workflow.drop import drop_of
 from octavo.workflow.goal import Evaluate
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import INTERRUPTED, quantize, save_record
