@@ -11,102 +11,148 @@ net    = octavo.choose_params(plan, stats, octavo.entropy)
 int8   = octavo.compile(net)
 """
 
-from typing import Any
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from octavo.engines import available
-from octavo.engines.auto import choose_engine
-from octavo.engines.deploy import compile, export
-from octavo.engines.ran import Ran, ran
-from octavo.engines.verify import Difference, verify
-from octavo.errors import QuantizationError
-from octavo.former import RENAMED, former, takes_pairs
-from octavo.gate.check import check
-from octavo.gate.record import Check
-from octavo.measure import agreement, latency_ms, paired_interval, size_mb, sqnr_db
-from octavo.network.calibrate import Stats, choose_params, observe
-from octavo.network.graph import Graph, capture
-from octavo.network.placement import make_plan
-from octavo.network.plan import Coverage, Plan, Quantizer
-from octavo.network.quantized import Quantized
-from octavo.network.rule import Rule, Site
-from octavo.network.simulate import simulate
-from octavo.network.target import TARGETS, Target, by_rows
-from octavo.numerics import METHODS, Histogram, QParams, Scheme, entropy, max_range, mse, percentile
-from octavo.recovery.finetune import Trained, finetune, fit
-from octavo.recovery.objective import distance, divergence
-from octavo.recovery.repair import REPAIRS, repair
-from octavo.recovery.schedule import Schedule
-from octavo.recovery.trainable import trainable, trained
-from octavo.saved.artifact import load, save
-from octavo.saved.cost import Limits
-from octavo.workflow.outcome import Result
-from octavo.workflow.recipe import quantize
-
-takes_pairs(globals())
+from octavo.former import RENAMED, TOOK_PAIRS, former, with_pair
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "METHODS",
-    "REPAIRS",
-    "TARGETS",
-    "Check",
-    "Coverage",
-    "Difference",
-    "Graph",
-    "Histogram",
-    "Limits",
-    "Plan",
-    "QParams",
-    "QuantizationError",
-    "Quantized",
-    "Quantizer",
-    "Ran",
-    "Result",
-    "Rule",
-    "Schedule",
-    "Scheme",
-    "Site",
-    "Stats",
-    "Target",
-    "Trained",
-    "agreement",
-    "available",
-    "by_rows",
-    "capture",
-    "check",
-    "choose_engine",
-    "choose_params",
-    "compile",
-    "distance",
-    "divergence",
-    "entropy",
-    "export",
-    "finetune",
-    "fit",
-    "latency_ms",
-    "load",
-    "make_plan",
-    "max_range",
-    "mse",
-    "observe",
-    "paired_interval",
-    "percentile",
-    "quantize",
-    "ran",
-    "repair",
-    "save",
-    "simulate",
-    "size_mb",
-    "sqnr_db",
-    "trainable",
-    "trained",
-    "verify",
-]
+# What `octavo.NAME` is, and where: nothing is imported before it is asked for, not even torch.
+_PUBLIC = {
+    "octavo.engines": ("available",),
+    "octavo.engines.auto": ("choose_engine",),
+    "octavo.engines.deploy": ("compile", "export"),
+    "octavo.engines.ran": ("Ran", "ran"),
+    "octavo.engines.verify": ("Difference", "verify"),
+    "octavo.errors": ("QuantizationError",),
+    "octavo.gate.check": ("check",),
+    "octavo.gate.record": ("Check",),
+    "octavo.measure": ("agreement", "latency_ms", "paired_interval", "size_mb", "sqnr_db"),
+    "octavo.network.calibrate": ("Stats", "choose_params", "observe"),
+    "octavo.network.graph": ("Graph", "capture"),
+    "octavo.network.placement": ("make_plan",),
+    "octavo.network.plan": ("Coverage", "Plan", "Quantizer"),
+    "octavo.network.quantized": ("Quantized",),
+    "octavo.network.rule": ("Rule", "Site"),
+    "octavo.network.simulate": ("simulate",),
+    "octavo.network.target": ("TARGETS", "Target", "by_rows"),
+    "octavo.numerics": ("METHODS", "Histogram", "QParams", "Scheme", "entropy", "max_range", "mse", "percentile"),
+    "octavo.recovery.finetune": ("Trained", "finetune", "fit"),
+    "octavo.recovery.objective": ("distance", "divergence"),
+    "octavo.recovery.repair": ("REPAIRS", "repair"),
+    "octavo.recovery.schedule": ("Schedule",),
+    "octavo.recovery.trainable": ("trainable", "trained"),
+    "octavo.saved.artifact": ("load", "save"),
+    "octavo.saved.cost": ("Limits",),
+    "octavo.workflow.outcome": ("Result",),
+    "octavo.workflow.recipe": ("quantize",),
+}
+_MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
+_FLOORS = (
+    "arguments", "engines", "errors", "files", "gate", "machine", "measure", "network", "numerics", "quiet", "recovery",
+    "saved", "workflow",
+)  # fmt: skip
+
+__all__ = list(_MODULE)
+
+if TYPE_CHECKING:  # the same for type checkers and editors; tests/test_face.py compares the two
+    from octavo.engines import available as available
+    from octavo.engines.auto import choose_engine as choose_engine
+    from octavo.engines.deploy import compile as compile
+    from octavo.engines.deploy import export as export
+    from octavo.engines.ran import Ran as Ran
+    from octavo.engines.ran import ran as ran
+    from octavo.engines.verify import Difference as Difference
+    from octavo.engines.verify import verify as verify
+    from octavo.errors import QuantizationError as QuantizationError
+    from octavo.gate.check import check as check
+    from octavo.gate.record import Check as Check
+    from octavo.measure import (
+        agreement as agreement,
+    )
+    from octavo.measure import (
+        latency_ms as latency_ms,
+    )
+    from octavo.measure import (
+        paired_interval as paired_interval,
+    )
+    from octavo.measure import (
+        size_mb as size_mb,
+    )
+    from octavo.measure import (
+        sqnr_db as sqnr_db,
+    )
+    from octavo.network.calibrate import Stats as Stats
+    from octavo.network.calibrate import choose_params as choose_params
+    from octavo.network.calibrate import observe as observe
+    from octavo.network.graph import Graph as Graph
+    from octavo.network.graph import capture as capture
+    from octavo.network.placement import make_plan as make_plan
+    from octavo.network.plan import Coverage as Coverage
+    from octavo.network.plan import Plan as Plan
+    from octavo.network.plan import Quantizer as Quantizer
+    from octavo.network.quantized import Quantized as Quantized
+    from octavo.network.rule import Rule as Rule
+    from octavo.network.rule import Site as Site
+    from octavo.network.simulate import simulate as simulate
+    from octavo.network.target import TARGETS as TARGETS
+    from octavo.network.target import Target as Target
+    from octavo.network.target import by_rows as by_rows
+    from octavo.numerics import (
+        METHODS as METHODS,
+    )
+    from octavo.numerics import (
+        Histogram as Histogram,
+    )
+    from octavo.numerics import (
+        QParams as QParams,
+    )
+    from octavo.numerics import (
+        Scheme as Scheme,
+    )
+    from octavo.numerics import (
+        entropy as entropy,
+    )
+    from octavo.numerics import (
+        max_range as max_range,
+    )
+    from octavo.numerics import (
+        mse as mse,
+    )
+    from octavo.numerics import (
+        percentile as percentile,
+    )
+    from octavo.recovery.finetune import Trained as Trained
+    from octavo.recovery.finetune import finetune as finetune
+    from octavo.recovery.finetune import fit as fit
+    from octavo.recovery.objective import distance as distance
+    from octavo.recovery.objective import divergence as divergence
+    from octavo.recovery.repair import REPAIRS as REPAIRS
+    from octavo.recovery.repair import repair as repair
+    from octavo.recovery.schedule import Schedule as Schedule
+    from octavo.recovery.trainable import trainable as trainable
+    from octavo.recovery.trainable import trained as trained
+    from octavo.saved.artifact import load as load
+    from octavo.saved.artifact import save as save
+    from octavo.saved.cost import Limits as Limits
+    from octavo.workflow.outcome import Result as Result
+    from octavo.workflow.recipe import quantize as quantize
 
 
 def __getattr__(name: str) -> Any:
     if name in RENAMED:
         former(f"octavo.{name}", f"octavo.{RENAMED[name]}")
-        return globals()[RENAMED[name]]
-    raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+        return getattr(sys.modules[__name__], RENAMED[name])
+    if name in _FLOORS:
+        return import_module(f"octavo.{name}")
+    if name not in _MODULE:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    found = getattr(import_module(_MODULE[name]), name)
+    globals()[name] = with_pair(found) if name in TOOK_PAIRS else found
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE, *_FLOORS})

@@ -49,13 +49,8 @@ def named_now(repair: str) -> str:
     return REPAIRS_RENAMED[repair]
 
 
-def takes_pairs(public: dict[str, Any]) -> None:
-    """Let the functions of `public` that took a graph and what was made from it still take both."""
-    for name in TOOK_PAIRS:
-        public[name] = _with_pair(public[name])
-
-
-def _with_pair(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_pair(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which took a graph and what was made from it, and still takes both."""
     name = function.__name__
 
     @wraps(function)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
@@ -41,8 +40,15 @@ class Sizes:
                 raise _wrong(name, tensor, f"axis {axis} has to be {known[want][0]}, as {known[want][1]} is")
             elif size > self._most.get(want, size):
                 raise _wrong(name, tensor, f"the network has room for {self._most[want]} along axis {axis}")
-        values = {want: sympy.Integer(size) for want, (size, _) in known.items() if want.is_Symbol}
-        for name, tensor, axis, want in self._axes(tensors) if len(values) < len(known) else ():
+        if not all(want.is_Symbol for want in known):
+            self._check_derived(tensors, {want: size for want, (size, _) in known.items() if want.is_Symbol})
+
+    def _check_derived(self, tensors: Mapping[str, Tensor], known: Mapping[Any, int]) -> None:
+        """The sizes that are computed of others, with the symbols that are `known`."""
+        import sympy  # noqa: PLC0415 (it is slow to import, and few networks have such sizes)
+
+        values = {want: sympy.Integer(size) for want, size in known.items()}
+        for name, tensor, axis, want in self._axes(tensors):
             found = sympy.sympify(want).xreplace(values)
             if found.is_Integer and int(found) != tensor.shape[axis]:
                 raise _wrong(name, tensor, f"axis {axis} has to be {int(found)} beside the other inputs")

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -74,6 +73,8 @@ def observe(plan: Plan, batches: Iterable[Any], *, progress: bool = False) -> St
         if name in histograms:
             histograms[name].update(x, site=name)
         return x
+
+    from rich.progress import track  # noqa: PLC0415 (rich is slow to import)
 
     watched, samples = Rounded(plan.marked.module, count), Samples(plan.graph)
     total = len(batches) if isinstance(batches, Sized) else None

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -79,6 +80,10 @@ class Graph:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graph":
         args, kwargs = copy.deepcopy((self.example_args, self.example_kwargs), memo)
         return replace(self, module=copy_module(self.module), example_args=args, example_kwargs=kwargs)
+
+    def __reduce__(self) -> Any:
+        """As `saved/portable.py` writes it, a floor above and slow to import."""
+        return import_module("octavo.saved.portable").reduced(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.inputs.check(args, kwargs, device=device_of(self.module))

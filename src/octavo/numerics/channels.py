@@ -8,9 +8,8 @@ neither the order nor the size of batches can matter.
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, Self
+from typing import Self
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -68,7 +67,10 @@ class ChannelHistogram:
         parts = values.cpu().reshape(outer, x.shape[axis], -1)
         low, high = (bound.double().numpy() for bound in (parts.amin((0, 2)), parts.amax((0, 2))))
         self._widen(low, high, site)
-        _count(parts.contiguous().numpy().view(np.uint32), _first_keys(self._exponents()), self._counts)
+        from octavo.numerics.loops import count_in_channels  # noqa: PLC0415 (numba is slow to import)
+
+        bits = parts.contiguous().numpy().view(np.uint32)
+        count_in_channels(bits, _first_keys(self._exponents()), self._counts, 23 - MANTISSA)
 
     def merge(self, other: Self) -> Self:
         """The counts of all values of both, bit for bit those of their concatenation; neither is changed."""
@@ -213,22 +215,3 @@ def _consistent(state: Mapping[str, Tensor]) -> bool:
         return False
     inside = (buckets >= 0) & (buckets < bounds.shape[1] * 2 * SLOTS)
     return bool(inside.all() & (buckets[1:] > buckets[:-1]).all())
-
-
-def _count_in_channels(bits: Any, first: Any, counts: Any) -> None:
-    """Adds to `counts` [channels, signs, slots] the float32 `bits` [outer, channels, inner]."""
-    for o in range(bits.shape[0]):
-        for c in range(bits.shape[1]):
-            lowest, row = first[c], counts[c]
-            small = 0  # half the values after a ReLU: not one write to memory each
-            for i in range(bits.shape[2]):
-                magnitude = np.int64(bits[o, c, i] & np.uint32(0x7FFFFFFF))
-                slot = (magnitude >> (23 - MANTISSA)) - lowest + 1
-                if slot < 1 or magnitude < (1 << 23):
-                    small += 1
-                else:
-                    row[np.int64(bits[o, c, i] >> np.uint32(31)), slot] += 1
-            row[0, 0] += small
-
-
-_count = numba.njit(nogil=True, cache=True)(_count_in_channels)

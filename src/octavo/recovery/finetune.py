@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from octavo.arguments import checked, made_folder
@@ -225,6 +223,15 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _bar(steps: int, shown: bool) -> Iterator[Callable[[int, str], None]]:
+    from rich.console import Console  # noqa: PLC0415 (rich is slow to import)
+    from rich.progress import (  # noqa: PLC0415 (rich is slow to import)
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("training", total=steps)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
@@ -68,6 +67,8 @@ def exact(
     progress  show a progress bar with the time left
     raises    QuantizationError for no batches, and for a loss that is NaN, naming the layer
     """
+    from rich.progress import Progress  # noqa: PLC0415 (rich is slow to import)
+
     layers, last_reader, tally = operations(net), last_readers(net.graph), _Tally()
     total = len(batches) * len(layers) if isinstance(batches, Sized) else None
     with torch.no_grad(), Progress(disable=not progress) as bar:

@@ -3,7 +3,6 @@
 Torch pickles the code of a module, without the shapes that every later stage reads.
 """
 
-import copyreg
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +40,6 @@ def unpacked(
     return replace(graph, example_args=args, example_kwargs=kwargs)
 
 
-def _reduced(graph: Graph) -> tuple[Any, ...]:
+def reduced(graph: Graph) -> tuple[Any, ...]:
+    """What pickle writes of `graph`."""
     return unpacked, packed(graph)
-
-
-copyreg.pickle(Graph, _reduced)

@@ -12,7 +12,6 @@ from octavo.machine import machine, versions
 from octavo.network.plan import Coverage
 from octavo.network.quantized import Quantized
 from octavo.recovery.sensitivity import Sensitivity
-from octavo.saved.artifact import save
 from octavo.workflow.goal import Goal, Score, Verdict
 from octavo.workflow.overlap import Overlap
 from octavo.workflow.study import Trial
@@ -71,6 +70,8 @@ class Result:
 
     def save(self, path: str | PathLike[str], *, form: Literal["file", "folder"] = "file") -> None:
         """Write `model`, so that `octavo.load` runs it without its class. See `octavo.save`."""
+        from octavo.saved.artifact import save  # noqa: PLC0415 (what checks files is slow to import)
+
         save(self.net, path, engine=self.engine, form=form)
 
     graph = field_of_old("Result.graph", "net.graph")

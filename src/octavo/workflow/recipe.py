@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from torch import nn
 
 from octavo.arguments import checked, made_folder
@@ -151,22 +150,21 @@ def quantize(
             )
 
         def search() -> Findings:
-            with Study(folder) as study:
-                console = Console() if progress else None
-                with (
-                    View(console, seconds=limit.seconds, trials=limit.trials) as view,
-                    measured_on(trials_on, model) as measure_all,
-                ):
-                    found = Search(
-                        context=context(study.once),
-                        study=study,
-                        budget=limit,
-                        view=view,
-                        measure_all=measure_all,
-                        calibration=batches,
-                        prefer=prefer,
-                    )
-                    findings = walked(found)
+            with (
+                Study(folder) as study,
+                View(progress, seconds=limit.seconds, trials=limit.trials) as view,
+                measured_on(trials_on, model) as measure_all,
+            ):
+                found = Search(
+                    context=context(study.once),
+                    study=study,
+                    budget=limit,
+                    view=view,
+                    measure_all=measure_all,
+                    calibration=batches,
+                    prefer=prefer,
+                )
+                findings = walked(found)
             check_that_scores_say_something(folder, graph, model, evaluate, goal, reference, findings.trials)
             return findings
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from octavo.engines import available, compile
 from octavo.measure import Latencies, latency_ms
@@ -24,6 +23,8 @@ def contestants(graph: Graph, model: Network, int8: Network) -> dict[str, Any]:
     """The rows of `CONTESTANTS` that can be run here: the network in float, four ways, and on integers."""
     found: dict[str, Any] = {"torch_eager": model, "torch_compile": torch.compile(model)}
     if "openvino" in available():
+        from rich.progress import track  # noqa: PLC0415 (rich is slow to import)
+
         precisions = {"openvino_fp32": "f32", "openvino_bf16": "bf16"}
         for name, precision in track(precisions.items(), "compiling", total=len(precisions)):
             found[name] = compile(graph, engine="openvino", precision=precision)
@@ -35,6 +36,8 @@ def latency(models: Mapping[str, Network], batch: Any, *, rounds: int) -> tuple[
 
     torch.compile compiles before the clock starts, and does not compile every network.
     """
+    from rich.progress import track  # noqa: PLC0415 (rich is slow to import)
+
     args, kwargs = call_arguments(batch)
 
     def call(model: Network) -> Callable[[], object]:

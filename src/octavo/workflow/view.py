@@ -2,24 +2,20 @@
 
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+from typing import Any, Self
 
 from octavo.workflow.study import Trial
 from octavo.workflow.trial import Candidate, candidate_of
 
 
 class View:
-    """A live table on the console; silent with None.
+    """A live table on the console; silent if it is not `shown`.
 
     seconds, trials  the budget, to show what is left of it
     """
 
-    def __init__(self, console: Console | None, *, seconds: float | None = None, trials: int | None = None) -> None:
-        self._live = Live(console=console, refresh_per_second=2, transient=True) if console else None
+    def __init__(self, shown: bool, *, seconds: float | None = None, trials: int | None = None) -> None:
+        self._live = _live() if shown else None
         self._seconds, self._trials = seconds, trials
         self._started = time.monotonic()
         self._now = self._best = "…"
@@ -66,6 +62,8 @@ class View:
     def _refresh(self) -> None:
         if self._live is None:
             return
+        from rich.table import Table  # noqa: PLC0415 (rich is slow to import)
+
         table = Table.grid(padding=(0, 2))
         for label, value in (
             ("now", self._now),
@@ -75,3 +73,9 @@ class View:
         ):
             table.add_row(f"[dim]{label}[/dim]", value)
         self._live.update(table)
+
+
+def _live() -> Any:
+    from rich.live import Live  # noqa: PLC0415 (rich is slow to import)
+
+    return Live(refresh_per_second=2, transient=True)
