@@ -303,7 +303,7 @@ def change(folder: Path, **facts) -> None:
 
 def test_a_newer_schema_names_the_version(saved):
     change(saved / "folder", schema_version=99, something_new=1)
-    with pytest.raises(QuantizationError, match="schema version 99, and this Octavo reads up to 2; install a newer"):
+    with pytest.raises(QuantizationError, match="schema version 99, and this Octavo reads up to 3; install a newer"):
         octavo.load(saved / "folder")
 
 

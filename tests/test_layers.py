@@ -1,13 +1,15 @@
-"""The floors of the house: each file imports only from its own floor and those before it."""
+"""The floors of the house: each file imports only from its own floor and those before it; what serves, from none."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 import octavo
+import octavo_serve
 
-SOURCE = Path(octavo.__file__).parent
+SOURCE, SERVE = Path(octavo.__file__).parent, Path(octavo_serve.__file__).parent
 FLOORS = [
     "errors",
     "exits",
@@ -59,3 +61,17 @@ def test_imports_point_upward_in_the_list(path: Path) -> None:
     for other in imported_floors(path):
         assert FLOORS.index(other) <= FLOORS.index(here), f"{path.name} ({here}) imports from {other}"
         assert (other, here) not in STRANGERS, f"{path.name} ({here}) imports from {other}"
+
+
+@pytest.mark.parametrize("path", sorted(SERVE.rglob("*.py")), ids=lambda path: path.name)
+def test_what_serves_imports_numpy_and_an_engine_and_nothing_of_octavo(path: Path) -> None:
+    """It is a distribution of its own; a torch that the caller has is looked up, or imported where there is one."""
+    foreign = {name.partition(".")[0] for name in imported(path)} - sys.stdlib_module_names
+    assert foreign <= {"numpy", "octavo_serve", path.stem.partition("_")[0], "torch"}
+    assert "torch" not in foreign or path.name == "served.py"
+
+
+def imported(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

@@ -44,8 +44,9 @@ _PUBLIC = {
     "octavo.recovery.repair": ("REPAIRS", "repair"),
     "octavo.recovery.schedule": ("Schedule",),
     "octavo.recovery.trainable": ("trainable", "trained"),
-    "octavo.saved.artifact": ("load", "save"),
-    "octavo.saved.cost": ("Limits",),
+    "octavo.saved.artifact": ("save",),
+    "octavo.saved.limits": ("Limits",),
+    "octavo.saved.loading": ("load",),
     "octavo.workflow.outcome": ("Result",),
     "octavo.workflow.recipe": ("quantize",),
 }
@@ -134,9 +135,9 @@ if TYPE_CHECKING:  # the same for type checkers and editors; tests/test_face.py 
     from octavo.recovery.schedule import Schedule as Schedule
     from octavo.recovery.trainable import trainable as trainable
     from octavo.recovery.trainable import trained as trained
-    from octavo.saved.artifact import load as load
     from octavo.saved.artifact import save as save
-    from octavo.saved.cost import Limits as Limits
+    from octavo.saved.limits import Limits as Limits
+    from octavo.saved.loading import load as load
     from octavo.workflow.outcome import Result as Result
     from octavo.workflow.recipe import quantize as quantize
 

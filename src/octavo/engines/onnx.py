@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.onnx.errors import OnnxExporterError
 
-from octavo.engines.onnx_operators import OPSET, Activation, RoundedInFloat, quantized_weight
+from octavo.engines.onnx_operators import Activation, RoundedInFloat, quantized_weight
 from octavo.engines.onnx_recurrent import replace_recurrent
 from octavo.engines.onnx_scatter import replace_scatters
 from octavo.engines.retrace import dynamic_sizes, exported_again, tensor_inputs
@@ -36,6 +36,7 @@ from octavo.network.placement import layer_names
 from octavo.network.plan import Quantizer
 from octavo.network.quantized import Quantized, graph_of, target_of
 from octavo.quiet import OWN_DEPRECATION, quiet
+from octavo_serve.onnx_allowed import OPSET
 
 
 def export_onnx(net: Quantized | Graph, *, path: str | PathLike[str] | None = None) -> onnx.ModelProto:

@@ -15,8 +15,7 @@ from torch.onnx import ops
 from octavo.network.simulate import FakeQuantize
 from octavo.numerics.affine import QParams, quantize
 from octavo.numerics.broadcast import beside, broadcast_along
-
-OPSET = 21  # the first with blocked DequantizeLinear
+from octavo_serve.onnx_allowed import OPSET
 
 
 class Activation(nn.Module):

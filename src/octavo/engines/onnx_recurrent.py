@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.onnx import ops
 
-from octavo.engines.onnx_operators import OPSET, DequantizedWeight
+from octavo.engines.onnx_operators import DequantizedWeight
 from octavo.errors import QuantizationError
 from octavo.network.edit import attribute, emit_parameter, replace_by_module
+from octavo_serve.onnx_allowed import OPSET
 
 aten = torch.ops.aten
 

@@ -19,9 +19,8 @@ from octavo.files import scratch
 from octavo.network.graph import Graph
 from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
-
-# ONNX Runtime 1.32 moves a QuantizeLinear of int8 before a Transpose and gives it the zero-point of a uint8.
-INVALID = ["QDQPropagationTransformer"]
+from octavo_serve.onnxruntime import optimizers_without
+from octavo_serve.onnxruntime import options as session_options
 
 
 @checked
@@ -67,31 +66,20 @@ def session_of(
 
     profile  where it writes a profile of its calls, which `end_profiling` finishes
     """
-    options, disabled = _options(network)
+    options = session_options(threads=threads)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    without = optimizers_without(quantized=is_quantized(network), signed=signed_activations(network))
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusion == "all" else levels.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, profile
     serialized = (rewritten(network) if fusion == "all" else network).SerializeToString()
     with scratch() as folder:
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         session = onnxruntime.InferenceSession(
-            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            serialized, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
         )
         return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
-
-
-def _options(network: onnx.ModelProto) -> tuple[onnxruntime.SessionOptions, list[str]]:
-    """(options under which ONNX Runtime computes what `network` says, the optimizers that would not)."""
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-    options.log_severity_level = 3  # it warns that the optimized graph is for this machine only
-    # A weight alone in integers is multiplied in float: by default MatMulNBits rounds the other input, unasked.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    disabled = ["MatMulAddFusion"] if is_quantized(network) else []  # into a Gemm that runs in float
-    return options, disabled + INVALID * signed_activations(network)
 
 
 class OnnxRuntimeModel(Compiled):

@@ -16,12 +16,13 @@ from octavo.engines.dtypes import check_dtypes
 from octavo.engines.execution import Execution
 from octavo.engines.onnx import export_onnx
 from octavo.engines.openvino_kernels import RECURRENT, chains, kernels_of
-from octavo.engines.openvino_repairs import repair
 from octavo.engines.signature import Compiled, Signature, signature_of
 from octavo.errors import QuantizationError
 from octavo.network.graph import Graph
 from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
+from octavo_serve.openvino import Requests, properties
+from octavo_serve.openvino_repairs import repair
 
 
 @checked
@@ -41,13 +42,6 @@ def compile_openvino(
     network    what `export_onnx` wrote of this network, if it is there already
     raises     QuantizationError if the network cannot be written as ONNX
     """
-    properties: dict[str, Any] = {
-        "PERFORMANCE_HINT": hint.upper(),
-        "INFERENCE_PRECISION_HINT": precision,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # no rounding that is not in the plan, where only a weight is quantized
-    }
-    if threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = threads
     graph, target = graph_of(net), target_of(net)
     check_dtypes(graph, "OpenVINO")
     core = ov.Core()
@@ -59,7 +53,7 @@ def compile_openvino(
         model = core.read_model(serialized)
         repair(core, model)
         layers = _layers(model, network, list(compute_heavy(graph, target).values()))
-        compiled = core.compile_model(model, "CPU", properties)
+        compiled = core.compile_model(model, "CPU", properties(threads=threads, hint=hint, precision=precision))
     except Exception as error:  # what its frontend, its shapes and its plugin raise shares no base but this
         raise QuantizationError(
             asked="compile for OpenVINO",
@@ -120,17 +114,11 @@ class OpenVINOModel(Compiled):
     ) -> None:
         self.compiled, self.size_mb = compiled, size_mb
         self._layers, self._signature = layers, signature
-        self._reads = {name for port in compiled.inputs for name in port.get_names()}  # not inputs that nothing reads
-        self._idle: list[ov.InferRequest] = []  # a request serves one call at a time
+        self._run = Requests(compiled)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the user's model would return; inputs are read in place, outputs are new tensors."""
-        arrays = self._signature.arrays(args, kwargs)
-        inputs = {name: array for name, array in arrays.items() if name in self._reads}
-        request = self._idle.pop() if self._idle else self.compiled.create_infer_request()
-        results = request.infer(inputs, share_inputs=True, share_outputs=True)
-        outputs = [torch.from_numpy(result.copy()) for result in results.values()]  # the request will write there again
-        self._idle.append(request)
+        outputs = map(torch.from_numpy, self._run(self._signature.arrays(args, kwargs)))
         return self._signature.unflatten(dict(zip(self._signature.tensors, outputs, strict=True)))
 
     def executions(self) -> dict[str, Execution]:

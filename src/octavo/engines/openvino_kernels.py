@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import openvino as ov
 
 from octavo.engines.execution import Execution
-from octavo.engines.openvino_repairs import PRODUCTS
+from octavo_serve.openvino_repairs import PRODUCTS
 
 # OpenVINO's names for the operations that do the arithmetic: as it reads them, and in the compiled model.
 RECURRENT = {"LSTMSequence", "GRUSequence"}

@@ -26,7 +26,7 @@ class Sizes:
 
     def __init__(self, module: GraphModule) -> None:
         self._wanted = {str(node.target): tuple(map(_size, node.meta["val"].shape)) for node in _tensors(module)}
-        self._most = _largest(module)
+        self._most = largest(module)
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise QuantizationError naming the input that has another size than the network can have."""
@@ -70,7 +70,7 @@ def _size(size: int | SymInt) -> Any:
     return size.node.expr if only is None else only
 
 
-def _largest(module: GraphModule) -> dict[Any, int]:
+def largest(module: GraphModule) -> dict[Any, int]:
     """{symbol: the largest size that torch.export found to fit}, where there is one."""
     found = {}
     for node in _tensors(module):
@@ -95,7 +95,7 @@ class Indices:
     """The inputs that are rows of an embedding: integer engines read whatever lies in memory at a row that is none."""
 
     def __init__(self, module: GraphModule) -> None:
-        self._rows: dict[str, int] = {}
+        self.rows: dict[str, int] = {}
         for node in module.graph.nodes:
             if node.target is aten.embedding.default:
                 source = node.args[1]
@@ -104,11 +104,11 @@ class Indices:
                 rows = node.args[0].meta["val"].shape[0]
                 if source.op == "placeholder" and isinstance(rows, int):
                     name = str(source.target)
-                    self._rows[name] = min(rows, self._rows.get(name, rows))
+                    self.rows[name] = min(rows, self.rows.get(name, rows))
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise QuantizationError naming the input that holds a row that is none."""
-        for name, rows in self._rows.items():
+        for name, rows in self.rows.items():
             low, high = map(int, tensors[name].aminmax()) if tensors[name].numel() else (0, 0)
             if low < 0 or high >= rows:
                 raise QuantizationError(

@@ -5,6 +5,8 @@
     tensors.safetensors  integers where a tensor is quantized, float elsewhere; each once, named after its content
     model.onnx           for engines that read ONNX; its weights lie in tensors.safetensors
     samples.safetensors  a few inputs, and what the simulation returns for them: what an engine is checked by
+    serve.json           how it is called, for `octavo_serve`, which reads it without torch (docs/serve.md)
+    serve.onnx           the model rewritten for ONNX Runtime, for that engine
 
 Any engine can be compiled from it, on any machine: integer weights are unpacked to the same integers as before. Nothing
 in it is executed as code. The digests tell accidents, not forgery: they are part of what a forger could write, so what
@@ -33,10 +35,11 @@ from octavo.network.plan import Plan
 from octavo.network.quantized import Network, Quantized, origin_of
 from octavo.numerics.affine import QParams, quantize
 from octavo.saved.container import Manifest, check_free, read_container, write_container
-from octavo.saved.cost import LIMITS, Limits
 from octavo.saved.evidence import evidence, from_evidence, remember_check, was_checked
+from octavo.saved.limits import LIMITS, Limits
 from octavo.saved.onnx_allowed import check_onnx
 from octavo.saved.record import graph_record, tensors_of
+from octavo.saved.serving import prepared
 from octavo.saved.store import TensorStore, onnx_with_tensors
 from octavo.saved.trust import (
     NetworkRecord,
@@ -49,8 +52,10 @@ from octavo.saved.trust import (
     readable,
     unreadable,
 )
+from octavo_serve.served import MODELS, SAMPLES, SERVING, TENSORS
 
-NETWORK, TENSORS, ONNX, SAMPLES = "network.json", "tensors.safetensors", "model.onnx", "samples.safetensors"
+NETWORK = "network.json"
+ONNX, SERVED_ONNX = MODELS["openvino"], MODELS["onnxruntime"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +116,10 @@ def save(
 
         model = export_onnx(net)
         keys = store.add_initializers(model)
+        serving = prepared(net, model, engine, store)
         files[TENSORS] = store.serialized()
         files[ONNX] = store.refer(model, keys, files[TENSORS], TENSORS).SerializeToString()
+        files |= serving.files(store, files[TENSORS], samples, shown)
     else:
         files[TENSORS] = store.serialized()
     write_container(Path(path), files, form=form, engine=engine, versions=versions())
@@ -199,7 +206,7 @@ def read(path: str | PathLike[str], *, operators: Collection[str] = (), limits: 
     """
     manifest, files = read_container(Path(path))
     with readable(path):
-        if not {NETWORK, TENSORS} <= files.keys() <= {NETWORK, TENSORS, ONNX, SAMPLES}:
+        if not {NETWORK, TENSORS} <= files.keys() <= {NETWORK, TENSORS, ONNX, SAMPLES, SERVING, SERVED_ONNX}:
             raise unreadable(path, f"it holds {', '.join(files)[:200]}")
         record = NetworkRecord.model_validate_json(files[NETWORK])
         tensors = load_tensors(files[TENSORS])

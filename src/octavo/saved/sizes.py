@@ -3,13 +3,10 @@
     None, a number    {"value": …}              a tensor   {"shape": […], "dtype": "float32", "device": "cpu"}
     several of them   {"several": […]}          a size     {"size": …}
 
-A size is an integer, the name of a symbol, or [function, argument, …].
+A size is an integer, the name of a symbol, or [function, argument, …] (`octavo_serve.sizes`).
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
-from itertools import count
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -21,12 +18,9 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy import functions as torch_functions
 
 from octavo.errors import QuantizationError, refused
+from octavo_serve.sizes import bounded, size_of
 
 Json = Any  # None, bool, int, float, str, and lists and dicts of them
-
-# Of a size in a file: more than any network has.
-LARGEST = 2**40  # the number that it is, and every number on the way to it
-PARTS, DEPTH, POWER = 200, 30, 8  # symbols, numbers and functions in its expression; how deep; exponents
 
 # Of which the expressions of sizes are made.
 _FUNCTIONS: dict[str, Any] = {
@@ -54,20 +48,24 @@ class Symbols:
             self.values[self._names[symbol]] = int(environment.backed_var_to_val[symbol])
         return self._names[symbol]
 
+    def known(self, symbol: Any) -> str:
+        """The name of a symbol that was met; KeyError for another."""
+        return self._names[symbol]
+
 
 def value_record(val: Any, symbols: Symbols) -> Json:
     """What a node produces, as data."""
     if isinstance(val, Tensor):
-        shape = [_size_record(size, symbols) for size in val.shape]
+        shape = [size_record(size, symbols) for size in val.shape]
         return {"shape": shape, "dtype": str(val.dtype).removeprefix("torch."), "device": str(val.device)}
     if isinstance(val, tuple | list):
         return {"several": [value_record(item, symbols) for item in val]}
     if isinstance(val, SymInt):
-        return {"size": _size_record(val, symbols)}
+        return {"size": size_record(val, symbols)}
     return {"value": val if isinstance(val, bool | int | float | str) else None}
 
 
-def _size_record(size: int | SymInt, symbols: Symbols) -> Json:
+def size_record(size: int | SymInt, symbols: Symbols) -> Json:
     if not isinstance(size, SymInt):
         return int(size)
     return _expression_record(size.node.expr, lambda symbol: symbols.name(symbol, size.node.shape_env))
@@ -100,7 +98,7 @@ class Values:
     def __init__(self, symbols: Mapping[str, int]) -> None:
         self.environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
-        self.hints = {name: int(_bounded(hint)) for name, hint in symbols.items()}
+        self.hints = {name: int(bounded(hint)) for name, hint in symbols.items()}
         self.symbols = {name: self._symbol(name, hint) for name, hint in self.hints.items()}
 
     def _symbol(self, name: str, hint: int) -> Any:
@@ -130,27 +128,7 @@ class Values:
 
     def in_example(self, record: Json) -> int:
         """The size in the example, a whole number."""
-        parts = count()
-        found = self._number(record, parts, 0)
-        if found.denominator != 1:
-            raise _absurd(f"it is {found}")
-        return int(found)
-
-    def _number(self, record: Json, parts: Iterator[int], depth: int) -> Fraction:
-        if next(parts) >= PARTS or depth > DEPTH:
-            raise _absurd(f"its expression has more than {PARTS} parts, or {DEPTH} within one another")
-        if isinstance(record, int):
-            return _bounded(record)
-        if isinstance(record, str):
-            return Fraction(self.hints[record])
-        if not (isinstance(record, list) and record and record[0] in _IN_NUMBERS):
-            raise _absurd("it is made of what are no functions of sizes")
-        name, *arguments = record
-        numbers = [self._number(argument, parts, depth + 1) for argument in arguments]
-        try:
-            return _bounded(_IN_NUMBERS[name](*numbers))
-        except ZeroDivisionError as error:
-            raise _absurd("it divides by zero") from error
+        return size_of(record, self.hints)
 
     def _expression(self, record: Json) -> Any:
         if isinstance(record, int):
@@ -170,40 +148,3 @@ def dtype_named(name: str) -> torch.dtype:
         seen = f"torch {torch.__version__} has no dtype {name[:40]!r}"
         raise refused(None, seen, "use the version of torch that the network was saved with")
     return found
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1 or not -POWER <= exponent <= POWER:
-        raise _absurd(f"it is a power with exponent {exponent}")
-    return Fraction(base ** int(exponent))
-
-
-def _floor(of: Fraction, by: Fraction) -> Fraction:
-    return Fraction(of // by)
-
-
-_IN_NUMBERS: dict[str, Callable[..., Fraction]] = {  # the same functions as in _FUNCTIONS, of numbers
-    "Rational": lambda p, q: p / q,
-    "Add": lambda *terms: sum(terms, Fraction(0)),
-    "Mul": lambda *factors: math.prod(factors, start=Fraction(1)),
-    "Pow": _power,
-    "PowByNatural": _power,
-    "Max": lambda *sizes: max(sizes),
-    "Min": lambda *sizes: min(sizes),
-    "FloorDiv": _floor,
-    "CleanDiv": _floor,
-    "CeilDiv": lambda of, by: Fraction(-(-of // by)),
-    "Mod": lambda of, by: of % by,
-    "PythonMod": lambda of, by: of % by,
-    "ModularIndexing": lambda of, by, modulus: (of // by) % modulus,
-}
-
-
-def _bounded(number: Fraction | int) -> Fraction:
-    if not -LARGEST <= number <= LARGEST:
-        raise _absurd(f"it is beyond {LARGEST:.0e}")
-    return Fraction(number)
-
-
-def _absurd(seen: str) -> QuantizationError:
-    return refused(None, f"a size in it is none that a network has: {seen}")

@@ -3,23 +3,23 @@
 A safetensors file is a JSON header and then the bytes of all tensors: what ONNX calls external data, at an offset.
 """
 
-import json
 import math
 from hashlib import sha256
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.numpy_helper import to_array
 from safetensors.torch import save
 from torch import Tensor
 
 from octavo.errors import refused
+from octavo_serve.onnx_allowed import SHARED
+from octavo_serve.tensors import HEADER, places
 
 SMALL = 256  # bytes: initializers up to this size stay inside the ONNX model
-SHARED = 8  # times the file: what initializers that point at the same bytes may take together
-HEADER = 8  # bytes that hold the length of a safetensors header
 
 
 class TensorStore:
@@ -39,15 +39,24 @@ class TensorStore:
         self._by_bytes.setdefault(raw, key)
         return key
 
-    def add_initializers(self, model: onnx.ModelProto) -> dict[str, str]:
-        """{initializer of `model`: key of a tensor with its bytes}, for all that are not small."""
+    def add_initializers(self, model: onnx.ModelProto, turned: set[str] | None = None) -> dict[str, str]:
+        """{initializer of `model`: key of a tensor with its bytes}, for all that are not small.
+
+        turned  gets the names of matrices whose transpose is there already, and has the key; None where none may be
+        """
         keys = {}
         for initializer in model.graph.initializer:
             array = np.ascontiguousarray(to_array(initializer))
             if array.nbytes > SMALL and array.dtype.kind in "biuf":
-                known = self._by_bytes.get(sha256(array.reshape(-1).view(np.uint8).data).digest())
+                known = self._key_of(array)
+                if known is None and turned is not None and array.ndim == 2:
+                    known = self._key_of(array.T)
+                    turned |= {initializer.name} if known else set()
                 keys[initializer.name] = known or self.add(torch.from_numpy(array.copy()))
         return keys
+
+    def _key_of(self, array: NDArray[np.generic]) -> str | None:
+        return self._by_bytes.get(sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest())
 
     def serialized(self) -> bytes:
         """The safetensors file."""
@@ -55,14 +64,14 @@ class TensorStore:
 
     def refer(self, model: onnx.ModelProto, keys: dict[str, str], file: bytes, location: str) -> onnx.ModelProto:
         """`model` with the initializers of `keys` in `file`, which will lie beside it at `location`."""
-        header, start = _header(file)
+        header = places(file)
         for initializer in model.graph.initializer:
             if initializer.name in keys:
-                first, last = header[keys[initializer.name]]["data_offsets"]
+                place = header[keys[initializer.name]]
                 initializer.ClearField("raw_data")
                 initializer.data_location = onnx.TensorProto.EXTERNAL
                 del initializer.external_data[:]
-                facts = {"location": location, "offset": start + first, "length": last - first}
+                facts = {"location": location, "offset": place.first, "length": place.last - place.first}
                 for key, value in facts.items():
                     initializer.external_data.add(key=key, value=str(value))
         return model
@@ -88,9 +97,3 @@ def onnx_with_tensors(model: onnx.ModelProto, file: bytes) -> onnx.ModelProto:
             initializer.data_location = onnx.TensorProto.DEFAULT
             del initializer.external_data[:]
     return model
-
-
-def _header(file: bytes) -> tuple[dict[str, dict[str, list[int]]], int]:
-    """({key: where it lies in the data}, where the data begin)."""
-    start = HEADER + int.from_bytes(file[:HEADER], "little")
-    return json.loads(file[HEADER:start]), start

@@ -1,0 +1,354 @@
+"""Saved networks without torch: the same bits as with it, whatever they take and return; a file stays data."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+import octavo
+import octavo_serve
+from forgery import parts_of, write
+from octavo.engines import available
+from octavo.errors import QuantizationError
+from octavo.network.graph import call_arguments
+
+ENGINES = [engine for engine in ("openvino", "onnxruntime") if engine in available()]
+Pair = namedtuple("Pair", "first second")
+
+# Importing torch, or what only octavo with torch needs, is an error in this process.
+WITHOUT = """
+import pickle, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "numba", "onnx", "onnxscript", "rich", "pydantic", "sympy"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+import octavo
+with open(sys.argv[2], "rb") as file:
+    calls = pickle.load(file)
+network = octavo.load(sys.argv[1])
+found = [network(*args, **kwargs) for args, kwargs in calls]
+plain = lambda value: value._asdict() if hasattr(value, "_asdict") else value
+with open(sys.argv[3], "wb") as file:
+    pickle.dump([plain(each) for each in found], file)
+assert not {"torch", "numba", "onnx", "onnxscript", "rich"} & set(sys.modules)
+"""
+
+
+def convolutions(self: Any, x: Any) -> Any:
+    y = torch.relu(self.stem(x))
+    return {"logits": self.head((y + self.body(y)).mean((2, 3))), "nothing": None}
+
+
+def two_inputs(self: Any, image: Any, scale: Any) -> Any:
+    y = self.a(image) * scale
+    return Pair(y, [self.b(y), (y.sum(1),)])
+
+
+def tokens(self: Any, ids: Any) -> Any:
+    y = self.table(ids)
+    return self.head(torch.relu(self.a(y))), ids + 1
+
+
+CASES: dict[str, tuple[Any, dict[str, nn.Module], Any, Any]] = {
+    # {name: (forward, layers, inputs of a batch, dynamic axes)}
+    "convolutions": (
+        convolutions,
+        {
+            "stem": nn.Conv2d(3, 16, 3, padding=1),
+            "body": nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            "head": nn.Linear(16, 4),
+        },
+        lambda n: torch.randn(n, 3, 8, 8),
+        (0,),
+    ),
+    "two inputs and nested outputs": (
+        two_inputs,
+        {"a": nn.Linear(16, 16), "b": nn.Linear(16, 4)},
+        lambda n: (torch.randn(n, 16), torch.rand(n, 1)),
+        (0,),
+    ),
+    "ids and a length that varies": (
+        tokens,
+        {"table": nn.Embedding(50, 16), "a": nn.Linear(16, 32), "head": nn.Linear(32, 50)},
+        lambda n: torch.randint(50, (n, 3 + n)),
+        (0, 1),
+    ),
+}
+
+
+def as_arrays(value: Any) -> Any:
+    return tree_map(lambda leaf: leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
+def assert_equal(found: Any, wanted: Any) -> None:
+    """The same structure, types and bits; a namedtuple is a dict where it had to be pickled."""
+    if isinstance(wanted, torch.Tensor):
+        assert found.dtype == wanted.numpy().dtype
+        np.testing.assert_array_equal(np.asarray(found), wanted.numpy())
+    elif isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert_equal(found[key], wanted[key])
+    elif hasattr(wanted, "_asdict"):
+        assert_equal(found if isinstance(found, dict) else found._asdict(), wanted._asdict())
+    elif isinstance(wanted, tuple | list):
+        assert type(found) is type(wanted)
+        assert len(found) == len(wanted)
+        for have, want in zip(found, wanted, strict=True):
+            assert_equal(have, want)
+    else:
+        assert found == wanted
+
+
+@pytest.fixture
+def saved(network: Any, calibrated: Any, tmp_path: Path) -> Any:
+    """saved(case, engine) → where it lies."""
+
+    def save(name: str, engine: str, **how: Any) -> Path:
+        function, layers, inputs, axes = CASES[name]
+        net = calibrated(network(function, **layers).eval(), inputs(3), target=engine, dynamic_axes=axes)
+        octavo.save(net, tmp_path / "net.octavo", engine=engine, **how)
+        return tmp_path / "net.octavo"
+
+    return save
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_without_torch_a_network_gives_the_same_bits(name: str, engine: str, saved: Any, tmp_path: Path) -> None:
+    path, calls = saved(name, engine), [call_arguments(CASES[name][2](n)) for n in (2, 5, 1)]
+    (tmp_path / "calls").write_bytes(pickle.dumps(as_arrays(calls)))
+    command = [sys.executable, "-c", WITHOUT, str(path), str(tmp_path / "calls"), str(tmp_path / "found")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with_torch = octavo.load(path)
+    for (args, kwargs), found in zip(calls, pickle.loads((tmp_path / "found").read_bytes()), strict=True):
+        assert_equal(found, with_torch(*args, **kwargs))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tensors_come_back_for_tensors(engine: str, saved: Any) -> None:
+    network, x = octavo_serve.load(saved("two inputs and nested outputs", engine)), CASES["convolutions"]
+    x = CASES["two inputs and nested outputs"][2](4)
+    found, arrays = network(*x), network(*as_arrays(x))
+    assert isinstance(found.first, torch.Tensor)
+    assert isinstance(arrays.first, np.ndarray)
+    assert_equal(arrays, found)
+    assert type(found).__name__ == "Pair"
+
+
+def test_a_folder_is_served_too(saved: Any) -> None:
+    path = saved("convolutions", ENGINES[0], form="folder")
+    x = np.ones((2, 3, 8, 8), np.float32)
+    np.testing.assert_array_equal(
+        octavo_serve.load(path)(x)["logits"], octavo.load(path)(torch.from_numpy(x))["logits"]
+    )
+
+
+@pytest.mark.skipif("openvino" not in ENGINES, reason="OpenVINO is not here")
+def test_a_network_from_openvinos_cache_gives_the_same_bits(saved: Any, tmp_path: Path) -> None:
+    path, x = saved("convolutions", "openvino"), np.ones((2, 3, 8, 8), np.float32)
+    wanted = octavo_serve.load(path)(x)["logits"]
+    for _ in range(2):
+        np.testing.assert_array_equal(octavo_serve.load(path, cache=tmp_path / "cache")(x)["logits"], wanted)
+    assert list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.skipif("onnxruntime" not in ENGINES, reason="ONNX Runtime is not here")
+def test_a_transposed_weight_is_stored_once(network: Any, calibrated: Any, tmp_path: Path) -> None:
+    layers = {"a": nn.Linear(256, 512), "b": nn.Linear(512, 256)}
+    model = network(lambda self, x: self.b(torch.relu(self.a(x))), **layers).eval()
+    net = calibrated(model, torch.randn(3, 256), target="onnxruntime")
+    octavo.save(net, tmp_path / "net.octavo", engine="onnxruntime")
+    assert octavo.size_mb(tmp_path / "net.octavo") <= 0.3 * octavo.size_mb(model)
+
+
+# ---- how it is called
+
+
+@pytest.fixture
+def ids(saved: Any) -> Any:
+    return octavo_serve.load(saved("ids and a length that varies", ENGINES[0]))
+
+
+def test_it_says_what_it_reads(ids: Any) -> None:
+    (read,) = ids.inputs
+    assert (read.name, read.dtype, len(read.shape), read.rows) == ("inputs", "int64", 2, 50)
+    assert all(isinstance(size, str) for size in read.shape)
+
+
+BAD_CALLS = {
+    "nothing": ((), {}, "it was called with 0 by position"),
+    "one too many": ((np.zeros((1, 2), np.int64),) * 2, {}, "it was called with 2 by position"),
+    "another name": ((), {"tokens": np.zeros((1, 2), np.int64)}, "tokens by name"),
+    "a list": (([[1, 2]],), {}, "it is a list; pass numpy.asarray"),
+    "another dtype": ((np.zeros((1, 2), np.int32),), {}, "it is of int32; pass .*astype"),
+    "another byte order": ((np.zeros((1, 2), ">i8"),), {}, "it is of >i8"),
+    "another number of axes": ((np.zeros(2, np.int64),), {}, "it has 1 axes, and the network was captured with 2"),
+    "a row that is none": ((np.full((1, 2), 50),), {}, "a table that has 50"),
+    "a negative row": ((np.full((1, 2), -1),), {}, "a table that has 50"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_CALLS)
+def test_a_call_that_does_not_fit_is_one_error(what: str, ids: Any) -> None:
+    args, kwargs, message = BAD_CALLS[what]
+    with pytest.raises(QuantizationError, match=message):
+        ids(*args, **kwargs)
+
+
+def test_sizes_that_do_not_fit_are_one_error(saved: Any) -> None:
+    network = octavo_serve.load(saved("two inputs and nested outputs", ENGINES[0]))
+    with pytest.raises(QuantizationError, match="an axis of it is 15, and has to be 16"):
+        network(np.zeros((2, 15), np.float32), np.zeros((2, 1), np.float32))
+    with pytest.raises(QuantizationError, match="an axis of it is 3, where the same is 2 elsewhere"):
+        network(np.zeros((2, 16), np.float32), np.zeros((3, 1), np.float32))
+
+
+# ---- what cannot be served, and what was altered
+
+
+def test_a_file_of_an_older_version_says_what_to_do(saved: Any, tmp_path: Path) -> None:
+    parts = {name: data for name, data in parts_of(saved("convolutions", ENGINES[0])).items() if "serve" not in name}
+    path = write(tmp_path / "old.octavo", parts, schema_version=2, engine=ENGINES[0])
+    with pytest.raises(QuantizationError, match=r"saved by an older version, .*; load it with torch and save it again"):
+        octavo_serve.load(path)
+    assert octavo.load(path)(torch.ones(2, 3, 8, 8))["logits"].shape == (2, 4)
+
+
+def test_an_engine_without_onnx_is_not_served(saved: Any, calibrated: Any, tmp_path: Path) -> None:
+    octavo.save(calibrated(nn.Linear(4, 3), torch.randn(2, 4)), tmp_path / "r.octavo", engine="reference")
+    with pytest.raises(QuantizationError, match="without torch run openvino, onnxruntime; save it for one of those"):
+        octavo_serve.load(tmp_path / "r.octavo")
+
+
+def forged(path: Path, change: Any, part: str = "serve.json") -> Path:
+    """The network at `path` with a part changed, and digests that are right."""
+    parts = parts_of(path)
+    parts[part] = change(parts[part])
+    return write(path.with_name("forged.octavo"), parts, schema_version=3, engine=ENGINES[0])
+
+
+def with_json(**changes: Any) -> Any:
+    return lambda data: json.dumps(json.loads(data) | changes).encode()
+
+
+def model_part() -> str:
+    return octavo_serve.served.MODELS[ENGINES[0]]
+
+
+FORGED_RECORDS = {
+    "no structure": with_json(inputs={"kind": "leaf", "name": "", "keys": [], "children": []}),
+    "more outputs": with_json(returned=["a", "b", "c"]),
+    "another dtype": lambda data: data.replace(b'"float32"', b'"float64"'),
+    "an unknown dtype": lambda data: data.replace(b'"float32"', b'"object"'),
+    "not JSON": lambda data: data[:-5],
+    "nested without end": lambda data: b"[" * 100_000 + b"]" * 100_000,
+    "no samples": with_json(samples=[{"x": "input.9.9"}]),
+    "a key too few": lambda data: json.dumps({k: v for k, v in json.loads(data).items() if k != "most"}).encode(),
+}
+
+
+@pytest.mark.parametrize("what", FORGED_RECORDS)
+def test_a_forged_record_is_one_error(what: str, saved: Any) -> None:
+    path = forged(saved("convolutions", ENGINES[0]), FORGED_RECORDS[what])
+    with pytest.raises(QuantizationError, match="asked to load a saved network, but"):
+        octavo_serve.load(path)
+
+
+def with_node(change: Any) -> Any:
+    """A change of the ONNX model as `onnx` reads it."""
+
+    def changed(data: bytes) -> bytes:
+        model = onnx.load_model_from_string(data)
+        change(model)
+        return model.SerializeToString()
+
+    return changed
+
+
+def elsewhere(model: Any) -> None:
+    tensor = next(each for each in model.graph.initializer if each.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = "/etc/passwd"
+
+
+def beyond(model: Any) -> None:
+    tensor = next(each for each in model.graph.initializer if each.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "offset").value = str(10**9)
+
+
+def circle(model: Any) -> None:
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+
+
+def graph_in_an_attribute(model: Any) -> None:
+    attribute = model.graph.node[0].attribute.add(name="body")
+    attribute.type, attribute.g.name = 5, "a graph"
+
+
+FORGED_MODELS = {
+    "an operator that is not allowed": (lambda m: setattr(m.graph.node[0], "op_type", "If"), "operator is not allowed"),
+    "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operator is not allowed"),
+    "a function": (lambda m: m.functions.add(name="f"), "a field 25 in its Model"),
+    "a graph in an attribute": (graph_in_an_attribute, "a field 6 in its Attribute"),
+    "a tensor elsewhere": (elsewhere, "points outside its tensors"),
+    "a tensor beyond the file": (beyond, "points outside its tensors"),
+    "a circle": (circle, "which nothing before it gives"),
+    "an output more": (lambda m: m.graph.output.add(name="x"), "nothing gives|not those of the network"),
+    "another opset": (lambda m: setattr(m.opset_import[0], "version", 9), "of the operator sets"),
+    "sparse tensors": (lambda m: m.graph.sparse_initializer.add(), "a field 15 in its Graph"),
+    "metadata": (lambda m: m.metadata_props.add(key="a", value="b"), "a field 14 in its Model"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED_MODELS)
+def test_a_forged_model_never_reaches_the_engine(what: str, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(octavo_serve.served, "_on_engine", lambda *args, **options: pytest.fail("it was compiled"))
+    change, message = FORGED_MODELS[what]
+    path = forged(saved("convolutions", ENGINES[0]), with_node(change), model_part())
+    with pytest.raises(QuantizationError, match=message):
+        octavo_serve.load(path)
+
+
+def test_bytes_that_protobuf_would_skip_are_refused(saved: Any) -> None:
+    unknown = bytes([99 << 3 & 0x7F | 0x80, 99 << 3 >> 7, 1])  # field 99, a varint
+    twice = bytes([1 << 3, 8])  # another ir_version
+    for extra, message in (
+        (unknown, "a field 99"),
+        (twice, "two of the field ir_version"),
+        (b"\xff" * 11, "ten bytes"),
+    ):
+        path = forged(saved("convolutions", ENGINES[0]), lambda data, extra=extra: data + extra, model_part())
+        with pytest.raises(QuantizationError, match=message):
+            octavo_serve.load(path)
+
+
+def test_a_model_that_computes_something_else_is_refused(saved: Any) -> None:
+    def other(model: Any) -> None:
+        node = next(each for each in model.graph.node if each.op_type == "Relu")
+        node.op_type = "Neg"
+
+    path = forged(saved("convolutions", ENGINES[0]), with_node(other), model_part())
+    with pytest.raises(QuantizationError, match="dB from the simulation, where rounding accounts for"):
+        octavo_serve.load(path)
+    assert octavo_serve.load(path, check=False)(np.ones((1, 3, 8, 8), np.float32))["logits"].shape == (1, 4)
+
+
+def test_a_check_that_held_is_remembered(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved("convolutions", ENGINES[0])
+    octavo_serve.load(path)
+    monkeypatch.setattr(octavo_serve.served, "_check", lambda *args: pytest.fail("it was checked again"))
+    octavo_serve.load(path)
