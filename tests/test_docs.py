@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import foreign_networks as foreign
 import octavo
@@ -48,6 +49,20 @@ def test_the_example_of_training_runs() -> None:
     assert octavo.sqnr_db(found["model"](x), found["int8"](x)) > 15
 
 
+def test_the_example_of_serving_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(3600, 2))
+    x = torch.randn(2, 3, 32, 32)
+    plan = octavo.make_plan(octavo.capture(model.eval(), x), target="openvino")
+    net = octavo.choose_params(plan, octavo.observe(plan, [x]))
+    octavo.save(net, "net.octavo")
+    (code,) = examples("docs/serve.md")
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/serve.md", "exec"), found)
+    with_torch = octavo.load("net.octavo")(torch.zeros(1, 3, 32, 32))
+    assert found["answer"].tolist() == with_torch.tolist()
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -60,6 +75,7 @@ def test_the_example_of_training_runs() -> None:
         "docs/recovery.md",
         "docs/check.md",
         "docs/ci.md",
+        "docs/serve.md",
         "docs/trust.md",
     ],
 )

@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,28 @@ def test_a_folder_is_served_too(saved: Any) -> None:
     )
 
 
+@pytest.mark.skipif(len(ENGINES) < 2, reason="one engine is not here")
+def test_what_was_saved_for_onnx_runtime_is_served_on_openvino_too(saved: Any) -> None:
+    path, x = saved("convolutions", "onnxruntime"), torch.randn(2, 3, 8, 8)
+    assert_equal(octavo_serve.load(path, engine="openvino")(x.numpy()), octavo.load(path, engine="openvino")(x))
+
+
+def test_what_was_saved_for_openvino_is_not_served_on_onnx_runtime(saved: Any) -> None:
+    with pytest.raises(QuantizationError, match="it was saved for 'openvino', without what onnxruntime needs; load it"):
+        octavo_serve.load(saved("convolutions", "openvino"), engine="onnxruntime")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
+def test_threads_are_a_number(threads: Any, saved: Any) -> None:
+    with pytest.raises(QuantizationError, match="it is no number of threads"):
+        octavo_serve.load(saved("convolutions", ENGINES[0]), threads=threads)
+
+
+def test_a_path_is_a_path() -> None:
+    with pytest.raises(QuantizationError, match="from a int, but that is no path"):
+        octavo_serve.load(3)
+
+
 @pytest.mark.skipif("openvino" not in ENGINES, reason="OpenVINO is not here")
 def test_a_network_from_openvinos_cache_gives_the_same_bits(saved: Any, tmp_path: Path) -> None:
     path, x = saved("convolutions", "openvino"), np.ones((2, 3, 8, 8), np.float32)
@@ -186,7 +210,7 @@ def ids(saved: Any) -> Any:
 
 def test_it_says_what_it_reads(ids: Any) -> None:
     (read,) = ids.inputs
-    assert (read.name, read.dtype, len(read.shape), read.rows) == ("inputs", "int64", 2, 50)
+    assert (read.dtype, len(read.shape), read.rows) == ("int64", 2, 50)
     assert all(isinstance(size, str) for size in read.shape)
 
 
@@ -257,6 +281,7 @@ FORGED_RECORDS = {
     "an unknown dtype": lambda data: data.replace(b'"float32"', b'"object"'),
     "not JSON": lambda data: data[:-5],
     "nested without end": lambda data: b"[" * 100_000 + b"]" * 100_000,
+    "a name that is none": with_json(outputs={"kind": "named", "name": "a b", "keys": [], "children": []}),
     "no samples": with_json(samples=[{"x": "input.9.9"}]),
     "a key too few": lambda data: json.dumps({k: v for k, v in json.loads(data).items() if k != "most"}).encode(),
 }
@@ -352,3 +377,36 @@ def test_a_check_that_held_is_remembered(saved: Any, monkeypatch: pytest.MonkeyP
     octavo_serve.load(path)
     monkeypatch.setattr(octavo_serve.served, "_check", lambda *args: pytest.fail("it was checked again"))
     octavo_serve.load(path)
+
+
+@pytest.mark.parametrize("part", ["serve.json", "the model", "tensors.safetensors", "samples.safetensors"])
+def test_whatever_bytes_a_part_holds_there_is_a_network_or_one_error(
+    part: str, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digests are right, and no engine runs: what reads files is on its own."""
+    path, source = saved("ids and a length that varies", ENGINES[0]), np.random.default_rng(0)
+    name = model_part() if part == "the model" else part
+    monkeypatch.setattr(octavo_serve.served, "_on_engine", lambda *args, **options: lambda arrays: [np.zeros(1)] * 2)
+    refused = 0
+    for _ in range(150):
+
+        def mutated(data: bytes) -> bytes:
+            changed = bytearray(data)
+            for at in source.integers(0, min(len(data), 4000), source.integers(1, 4)):
+                changed[at] = source.integers(256)
+            return bytes(changed[: source.integers(1, len(data))] if source.random() < 0.1 else changed)
+
+        try:
+            octavo_serve.load(forged(path, mutated, name))
+        except QuantizationError:
+            refused += 1
+    assert refused > 15
+
+
+def test_the_distribution_that_serves_is_of_this_version_and_needs_numpy_alone() -> None:
+    facts = tomllib.loads((Path(__file__).parent.parent / "packages" / "serve" / "pyproject.toml").read_text())[
+        "project"
+    ]
+    assert facts["version"] == octavo.__version__
+    assert [re.match("[a-z]+", name)[0] for name in facts["dependencies"]] == ["numpy"]
+    assert facts["optional-dependencies"].keys() == octavo_serve.served.MODELS.keys()

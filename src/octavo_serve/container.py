@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ class Manifest:
         """The SHA-256 of all that the files hold."""
         facts = {name: [each.size, each.sha256] for name, each in self.files.items()}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def path_of(path: object) -> Path:
+    """`path`, as one; QuantizationError for anything else."""
+    if isinstance(path, str | PathLike):
+        return Path(path)
+    raise QuantizationError(
+        asked=f"load a saved network from a {type(path).__name__}",
+        seen="that is no path",
+        remedy="pass the path that octavo.save wrote to",
+        site="path",
+    )
 
 
 def read_container(path: Path, *, wanted: Collection[str] | None = None) -> tuple[Manifest, dict[str, bytes]]:

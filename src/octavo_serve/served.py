@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo_serve.agreement import nearness_db, place_of, remember, was_checked
-from octavo_serve.container import Manifest, read_container
+from octavo_serve.container import Manifest, path_of, read_container
 from octavo_serve.errors import QuantizationError, reading
 from octavo_serve.onnx_allowed import check_model, put_tensors
 from octavo_serve.onnx_file import read_model, write_model
@@ -100,7 +100,11 @@ def load(
     raises   QuantizationError for a file that is truncated, altered, none of Octavo's, of a newer version or one that
              had no part for serving yet, and for an engine that is not there or computes something else
     """
-    where = Path(path)
+    where = path_of(path)
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise QuantizationError(
+            asked=f"serve on threads={threads!r}", seen="it is no number of threads", remedy="pass 1 or more, or None"
+        )
     manifest, files = read_container(where, wanted={SERVING, TENSORS, SAMPLES, *MODELS.values()})
     name = engine or manifest.engine
     _check_servable(where, manifest, files, name)

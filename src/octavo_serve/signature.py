@@ -11,6 +11,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -160,10 +161,18 @@ def _places(structure: Structure) -> Iterator[None]:
         raise ValueError("its inputs or outputs are nested as nothing is")
     if kind in ("dict", "named") and (len(keys) != len(children) or len(set(keys)) < len(keys)):
         raise ValueError("its inputs or outputs have other names than parts")
+    if kind == "named":
+        _named(structure["name"], *keys)
     if kind == "leaf":
         yield None
     for child in children:
         yield from _places(child)
+
+
+@lru_cache(maxsize=256)
+def _named(name: str, *fields: str) -> Any:
+    """The namedtuple of that name; ValueError for names that are none."""
+    return namedtuple(name, fields)
 
 
 def _built(structure: Structure, leaves: Iterator[Any]) -> Any:
@@ -173,7 +182,7 @@ def _built(structure: Structure, leaves: Iterator[Any]) -> Any:
     if structure["kind"] == "dict":
         return dict(zip(structure["keys"], children, strict=True))
     if structure["kind"] == "named":
-        return namedtuple(structure["name"], map(str, structure["keys"]))(*children)
+        return _named(structure["name"], *structure["keys"])(*children)
     return tuple(children) if structure["kind"] == "tuple" else children
 
 

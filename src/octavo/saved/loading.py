@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from octavo.errors import QuantizationError
 from octavo.saved.limits import LIMITS, Limits
-from octavo_serve.container import read_manifest
+from octavo_serve.container import path_of, read_manifest
 from octavo_serve.served import MODELS, SERVING
 from octavo_serve.served import load as serve
 
@@ -40,7 +39,7 @@ def load(
                that does not fit together or asks for more than `limits`, and for an engine that computes something else
     """
     if sys.modules.get("torch") is None and not operators and limits == LIMITS and options.keys() <= OPTIONS:
-        manifest = read_manifest(Path(path))
+        manifest = read_manifest(path_of(path))
         has_part = SERVING in manifest.files and MODELS.get(engine or manifest.engine) in manifest.files
         if has_part or not _has_torch():
             return serve(path, engine=engine, check=check, **options)
