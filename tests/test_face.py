@@ -11,7 +11,9 @@ import pytest
 import octavo
 from octavo.former import RENAMED, TOOK_PAIRS
 
-HEAVY = ("torch", "numba", "onnx", "onnxscript", "onnxruntime", "openvino", "pydantic", "rich", "scipy", "sympy")
+HEAVY = {
+    "torch", "numpy", "numba", "onnx", "onnxscript", "onnxruntime", "openvino", "pydantic", "rich", "scipy", "sympy",
+}  # fmt: skip
 SLOW = ("numba", "onnx", "onnxscript", "onnxruntime", "openvino", "rich", "scipy", "sympy", "torch._dynamo")
 
 

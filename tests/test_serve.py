@@ -23,6 +23,7 @@ from forgery import parts_of, write
 from octavo.engines import available
 from octavo.errors import QuantizationError
 from octavo.network.graph import call_arguments
+from octavo_serve import served
 
 ENGINES = [engine for engine in ("openvino", "onnxruntime") if engine in available()]
 Pair = namedtuple("Pair", "first second")
@@ -271,7 +272,7 @@ def with_json(**changes: Any) -> Any:
 
 
 def model_part() -> str:
-    return octavo_serve.served.MODELS[ENGINES[0]]
+    return served.MODELS[ENGINES[0]]
 
 
 FORGED_RECORDS = {
@@ -341,7 +342,7 @@ FORGED_MODELS = {
 
 @pytest.mark.parametrize("what", FORGED_MODELS)
 def test_a_forged_model_never_reaches_the_engine(what: str, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(octavo_serve.served, "_on_engine", lambda *args, **options: pytest.fail("it was compiled"))
+    monkeypatch.setattr(served, "_on_engine", lambda *args, **options: pytest.fail("it was compiled"))
     change, message = FORGED_MODELS[what]
     path = forged(saved("convolutions", ENGINES[0]), with_node(change), model_part())
     with pytest.raises(QuantizationError, match=message):
@@ -375,7 +376,7 @@ def test_a_model_that_computes_something_else_is_refused(saved: Any) -> None:
 def test_a_check_that_held_is_remembered(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved("convolutions", ENGINES[0])
     octavo_serve.load(path)
-    monkeypatch.setattr(octavo_serve.served, "_check", lambda *args: pytest.fail("it was checked again"))
+    monkeypatch.setattr(served, "_check", lambda *args: pytest.fail("it was checked again"))
     octavo_serve.load(path)
 
 
@@ -386,7 +387,7 @@ def test_whatever_bytes_a_part_holds_there_is_a_network_or_one_error(
     """Digests are right, and no engine runs: what reads files is on its own."""
     path, source = saved("ids and a length that varies", ENGINES[0]), np.random.default_rng(0)
     name = model_part() if part == "the model" else part
-    monkeypatch.setattr(octavo_serve.served, "_on_engine", lambda *args, **options: lambda arrays: [np.zeros(1)] * 2)
+    monkeypatch.setattr(served, "_on_engine", lambda *args, **options: lambda arrays: [np.zeros(1)] * 2)
     refused = 0
     for _ in range(150):
 
@@ -409,4 +410,4 @@ def test_the_distribution_that_serves_is_of_this_version_and_needs_numpy_alone()
     ]
     assert facts["version"] == octavo.__version__
     assert [re.match("[a-z]+", name)[0] for name in facts["dependencies"]] == ["numpy"]
-    assert facts["optional-dependencies"].keys() == octavo_serve.served.MODELS.keys()
+    assert facts["optional-dependencies"].keys() == served.MODELS.keys()
