@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph as FxGraph
-from torch.fx import GraphModule, Node
+from torch.fx import Graph as FxGraph, GraphModule, Node
 
 import octavo
 from octavo.network.edit import emit, is_constant, is_floating

@@ -61,80 +61,42 @@ __all__ = list(_MODULE)
 if TYPE_CHECKING:  # the same for type checkers and editors; tests/test_face.py compares the two
     from octavo.engines import available as available
     from octavo.engines.auto import choose_engine as choose_engine
-    from octavo.engines.deploy import compile as compile
-    from octavo.engines.deploy import export as export
-    from octavo.engines.ran import Ran as Ran
-    from octavo.engines.ran import ran as ran
-    from octavo.engines.verify import Difference as Difference
-    from octavo.engines.verify import verify as verify
+    from octavo.engines.deploy import compile as compile, export as export
+    from octavo.engines.ran import Ran as Ran, ran as ran
+    from octavo.engines.verify import Difference as Difference, verify as verify
     from octavo.errors import QuantizationError as QuantizationError
     from octavo.gate.check import check as check
     from octavo.gate.record import Check as Check
     from octavo.measure import (
         agreement as agreement,
-    )
-    from octavo.measure import (
         latency_ms as latency_ms,
-    )
-    from octavo.measure import (
         paired_interval as paired_interval,
-    )
-    from octavo.measure import (
         size_mb as size_mb,
-    )
-    from octavo.measure import (
         sqnr_db as sqnr_db,
     )
-    from octavo.network.calibrate import Stats as Stats
-    from octavo.network.calibrate import choose_params as choose_params
-    from octavo.network.calibrate import observe as observe
-    from octavo.network.graph import Graph as Graph
-    from octavo.network.graph import capture as capture
+    from octavo.network.calibrate import Stats as Stats, choose_params as choose_params, observe as observe
+    from octavo.network.graph import Graph as Graph, capture as capture
     from octavo.network.placement import make_plan as make_plan
-    from octavo.network.plan import Coverage as Coverage
-    from octavo.network.plan import Plan as Plan
-    from octavo.network.plan import Quantizer as Quantizer
+    from octavo.network.plan import Coverage as Coverage, Plan as Plan, Quantizer as Quantizer
     from octavo.network.quantized import Quantized as Quantized
-    from octavo.network.rule import Rule as Rule
-    from octavo.network.rule import Site as Site
+    from octavo.network.rule import Rule as Rule, Site as Site
     from octavo.network.simulate import simulate as simulate
-    from octavo.network.target import TARGETS as TARGETS
-    from octavo.network.target import Target as Target
-    from octavo.network.target import by_rows as by_rows
+    from octavo.network.target import TARGETS as TARGETS, Target as Target, by_rows as by_rows
     from octavo.numerics import (
         METHODS as METHODS,
-    )
-    from octavo.numerics import (
         Histogram as Histogram,
-    )
-    from octavo.numerics import (
         QParams as QParams,
-    )
-    from octavo.numerics import (
         Scheme as Scheme,
-    )
-    from octavo.numerics import (
         entropy as entropy,
-    )
-    from octavo.numerics import (
         max_range as max_range,
-    )
-    from octavo.numerics import (
         mse as mse,
-    )
-    from octavo.numerics import (
         percentile as percentile,
     )
-    from octavo.recovery.finetune import Trained as Trained
-    from octavo.recovery.finetune import finetune as finetune
-    from octavo.recovery.finetune import fit as fit
-    from octavo.recovery.objective import distance as distance
-    from octavo.recovery.objective import divergence as divergence
-    from octavo.recovery.repair import REPAIRS as REPAIRS
-    from octavo.recovery.repair import repair as repair
+    from octavo.recovery.finetune import Trained as Trained, finetune as finetune, fit as fit
+    from octavo.recovery.objective import distance as distance, divergence as divergence
+    from octavo.recovery.repair import REPAIRS as REPAIRS, repair as repair
     from octavo.recovery.schedule import Schedule as Schedule
-    from octavo.recovery.trainable import trainable as trainable
-    from octavo.recovery.trainable import trained as trained
+    from octavo.recovery.trainable import trainable as trainable, trained as trained
     from octavo.saved.artifact import save as save
     from octavo.saved.limits import Limits as Limits
     from octavo.saved.loading import load as load

@@ -151,8 +151,7 @@ def bench(
     console = Console()
 
     def work() -> Exit:
-        from octavo.workflow.bench import bench as time_it  # noqa: PLC0415 (see demo)
-        from octavo.workflow.bench import write  # noqa: PLC0415
+        from octavo.workflow.bench import bench as time_it, write  # noqa: PLC0415
 
         record = time_it(artifact, console, engine=engine, batch=batch, rounds=rounds)
         if json_out is not None:

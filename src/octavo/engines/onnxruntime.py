@@ -19,8 +19,7 @@ from octavo.files import scratch
 from octavo.network.graph import Graph
 from octavo.network.placement import compute_heavy
 from octavo.network.quantized import Quantized, graph_of, target_of
-from octavo_serve.onnxruntime import optimizers_without
-from octavo_serve.onnxruntime import options as session_options
+from octavo_serve.onnxruntime import optimizers_without, options as session_options
 
 
 @checked

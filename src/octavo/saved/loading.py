@@ -9,8 +9,7 @@ from typing import Any
 from octavo.errors import QuantizationError
 from octavo.saved.limits import LIMITS, Limits
 from octavo_serve.container import path_of, read_manifest
-from octavo_serve.served import MODELS, SERVING
-from octavo_serve.served import load as serve
+from octavo_serve.served import MODELS, SERVING, load as serve
 
 OPTIONS = {"threads", "cache"}  # of `octavo_serve.load`
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 from torch import Tensor
-from torch.fx import Graph as FxGraph
-from torch.fx import GraphModule, Node
+from torch.fx import Graph as FxGraph, GraphModule, Node
 from torch.utils._pytree import TreeSpec
 
 from octavo.errors import refused

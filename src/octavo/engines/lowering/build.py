@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph as FxGraph
-from torch.fx import GraphModule, Node
+from torch.fx import Graph as FxGraph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from octavo.engines.lowering.executions import mark

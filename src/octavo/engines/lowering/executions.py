@@ -7,8 +7,7 @@ multiplies integers, says its own target. So a layer that no kernel was written 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch.fx import Graph as FxGraph
-from torch.fx import GraphModule, Node
+from torch.fx import Graph as FxGraph, GraphModule, Node
 
 from octavo.engines.execution import Execution
 from octavo.network.operations import float_only, operation
