@@ -154,7 +154,7 @@ def test_where_no_axis_counts_samples_a_call_is_one() -> None:
 
 def watched(model, example):
     watch = Watch(Reading.of(octavo.capture(model, example), model))
-    model.register_forward_pre_hook(watch, with_kwargs=True)
+    watch.on(model)
     return model, watch
 
 
@@ -205,6 +205,51 @@ def test_what_is_compiled_works_and_is_unknown(linear, compiled) -> None:
     x = torch.randn(3, 4)
     assert torch.allclose(compiled(network, x)(x), nn.functional.linear(x, network.weight, network.bias))
     assert watch.digests is None
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda network, x: torch.jit.script(network),
+        lambda network, x: torch.jit.script(nn.Sequential(network)),
+        lambda network, x: torch.jit.script(copy.deepcopy(network)),
+        lambda network, x: torch.jit.trace(network, x),
+        lambda network, x: torch.jit.trace(nn.Sequential(network), x),
+        lambda network, x: torch.compile(network, backend="eager", fullgraph=True),
+        lambda network, x: torch.export.export(network, (x,)).module(),
+    ],
+)
+def test_what_is_called_before_it_is_compiled_is_not_all_of_it(linear, compiled) -> None:
+    network, watch = linear
+    x, other = torch.randn(3, 4), torch.randn(3, 4)
+    network(other)  # to warm up, say
+    assert torch.allclose(compiled(network, other)(x), nn.functional.linear(x, network.weight, network.bias))
+    assert watch.digests is None
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")
+def test_what_a_network_has_for_torchscript_in_its_place_still_stands_there() -> None:
+    class Prepared(nn.Linear):
+        def __prepare_scriptable__(self):
+            return nn.Identity()
+
+    x = torch.randn(3, 4)
+    network, watch = watched(Prepared(4, 2).eval(), x)
+    assert torch.equal(torch.jit.script(network)(x), x)
+    assert watch.digests is None
+
+
+def test_a_network_that_is_watched_no_more_is_as_it_was() -> None:
+    network = nn.Linear(4, 2).eval()
+    network.register_forward_pre_hook(print, with_kwargs=True)
+    before = {name: copy.copy(value) for name, value in vars(network).items()}
+    watch = Watch(Reading.of(octavo.capture(nn.Linear(4, 2), torch.randn(3, 4)), network))
+    watch.on(network)
+    assert vars(network) != before
+    watch.off(network)
+    watch.off(network)
+    assert vars(network) == before
 
 
 def test_batches_pass_through_unchanged_and_keep_their_number(linear) -> None:
@@ -266,12 +311,14 @@ def test_samples_kept_apart_are_not_mentioned(case) -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_an_evaluate_that_compiles_the_float_network_is_unknown(case) -> None:
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("compiled", [lambda network: torch.compile(network, backend="eager"), torch.jit.script])
+def test_an_evaluate_that_compiles_the_float_network_is_unknown(case, compiled) -> None:
     arguments, inputs = case
     inner = arguments["evaluate"]
 
     def evaluate(network):
-        return inner(torch.compile(network, backend="eager") if isinstance(network, nn.Sequential) else network)
+        return inner(compiled(network) if isinstance(network, nn.Sequential) else network)
 
     result = octavo.quantize(**arguments | {"evaluate": evaluate}, calibration=[inputs[:9]], **FAST)
     assert result.overlap is None

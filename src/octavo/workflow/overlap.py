@@ -7,6 +7,7 @@ nothing else of them is kept. What cannot be told is None, and never 0.
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
 class Watch:
     """A forward pre-hook that keeps the digests of all samples that a module is called with, and changes nothing.
 
-    It may be copied and pickled with its module; a copy in this process adds to the same digests.
+    It may be copied and pickled with its module; a copy in this process adds to the same digests. Once the module is
+    compiled, traced, scripted or recorded all is unknown, since what results is called without it.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -106,9 +108,28 @@ class Watch:
     def __deepcopy__(self, _: Any) -> "Watch":
         return self
 
+    def on(self, module: nn.Module) -> None:
+        """Watch `module`, until `off`."""
+        module.register_forward_pre_hook(self, with_kwargs=True)
+        module.__dict__["__prepare_scriptable__"] = partial(self._scripted, module)
+
+    def off(self, module: nn.Module) -> None:
+        """Leave `module` as it was."""
+        for number in [number for number, hook in module._forward_pre_hooks.items() if hook is self]:
+            del module._forward_pre_hooks[number], module._forward_pre_hooks_with_kwargs[number]
+        module.__dict__.pop("__prepare_scriptable__", None)
+
+    def _scripted(self, module: nn.Module) -> Any:
+        """What TorchScript asks for in place of `module`: it would compile the hook, too, which is no TorchScript."""
+        self._failed = True
+        self.off(module)
+        own = getattr(module, "__prepare_scriptable__", None)
+        return module if own is None else own()
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Look at one call; where values cannot be read, while it is compiled, traced or recorded, do nothing."""
+        """Look at one call; where values cannot be read, while it is compiled, traced or recorded, at none."""
         if torch.compiler.is_compiling() or torch._C._is_tracing() or _records():
+            self._failed = True
             return
         try:
             self._seen.update(self.reading.digests(args, kwargs))

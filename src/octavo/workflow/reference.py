@@ -34,9 +34,9 @@ def float_score(
 
     def measure() -> bytes:
         watch, network = Watch(reading), private_copy(model)
-        handle = network.register_forward_pre_hook(watch, with_kwargs=True)
+        watch.on(network)
         found = score(evaluate, network)
-        handle.remove()  # evaluate may have kept the network
+        watch.off(network)  # evaluate may have kept it
         if watch.digests is not None:
             study.keep(f"scored-{key}", watch.digests)  # before the score: whoever finds that finds both
         return json.dumps(asdict(found)).encode()
