@@ -12,7 +12,8 @@ from octavo.workflow.study import Study
 
 SAYS_NOTHING = (
     r"evaluate: asked to compare networks by their scores, but every candidate scores {}, as the float network does, "
-    r"and so does the float network with its outputs negated, and with zeros in their place; see that evaluate calls"
+    r"and so does the float network with its outputs negated, and with zeros or ones in their place; see that "
+    r"evaluate calls"
 )
 
 
@@ -79,6 +80,37 @@ def test_a_metric_that_is_blind_to_signs_is_no_error(case) -> None:
     evaluate, calls = counted(cosine)
     assert search(model, evaluate, inputs).metric == 1
     assert len(calls) >= 4  # and zeros have a cosine of 0
+
+
+@pytest.mark.parametrize("of", [lambda y: torch.sigmoid(y - 4), lambda y: (y.amax(1) > 2).long(), lambda y: y > 2])
+def test_samples_of_which_none_is_positive_are_no_error(case, of) -> None:
+    class Detects(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return of(self.inner(x))
+
+    model, inputs, _ = case  # probabilities negated are below one half, too, and so are zeros
+    evaluate = lambda network: (network(inputs) > 0.5).reshape(400, -1).logical_not().all(1).float()  # noqa: E731
+    assert search(Detects(model).eval(), evaluate, inputs).metric == 1
+
+
+def test_an_interruption_while_scores_are_questioned_returns_the_best_as_ever(case, tmp_path) -> None:
+    model, inputs, targets = case
+    evaluate, calls = counted(lambda network: (network(inputs).argmax(1) == targets).float())
+
+    def interrupted(network):
+        if len(calls) == 2:
+            calls.append(network)
+            raise KeyboardInterrupt
+        return evaluate(network)
+
+    result = search(model, interrupted, inputs, trials=1, out=tmp_path)
+    assert (len(calls), result.metric, result.met) == (3, 1.0, True)
+    search(model, interrupted, inputs, trials=1, out=tmp_path)
+    assert len(calls) == 4  # what was not answered is asked again
 
 
 def test_an_evaluate_that_fails_on_other_outputs_does_look_at_them(case) -> None:

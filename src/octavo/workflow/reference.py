@@ -5,6 +5,7 @@ Networks that are scored are copies: whatever hook or change they carry, the use
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def _negated(x: Tensor) -> Tensor:
 
 
 # What a network is made to return in place of its outputs. A metric may be blind to one of these, as a cosine is to
-# signs, or a class that comes first to zeros; one that is blind to both, on all samples, sees nothing.
-PROBES: Sequence[Callable[[Tensor], Tensor]] = (_negated, torch.zeros_like)
+# signs, a class that comes first to zeros, and a threshold that nothing reaches to both: ones are beyond that. One that
+# is blind to all, on all samples, sees nothing.
+PROBES: Sequence[Callable[[Tensor], Tensor]] = (_negated, torch.zeros_like, torch.ones_like)
 
 
 def check_that_scores_say_something(
@@ -69,7 +71,8 @@ def check_that_scores_say_something(
     """Raise QuantizationError for an evaluate that does not look at what a network returns.
 
     Only where every candidate has the very score of the float network is it asked, about networks with other outputs
-    in their place (PROBES); whatever goes wrong then shows that it does look. The study keeps that it does.
+    in their place (PROBES); whatever goes wrong then shows that it does look. The study keeps that it does. On Ctrl-C
+    it is asked no more, and nothing is known.
     """
     found = [trial for trial in trials if trial.error is None]
     if any(trial.abandoned or (trial.metric, trial.scores) != (reference.metric, reference.samples) for trial in found):
@@ -81,12 +84,12 @@ def check_that_scores_say_something(
         raise QuantizationError(
             asked="compare networks by their scores",
             seen=f"every candidate scores {reference.metric:.6g}, as the float network does, and so does the float "
-            f"network with its outputs negated, and with zeros in their place",
+            f"network with its outputs negated, and with zeros or ones in their place",
             remedy="see that evaluate calls the network that it is given, and scores what that returns",
             site="evaluate",
         )
 
-    with Study(folder) as study:
+    with Study(folder) as study, suppress(KeyboardInterrupt):
         study.once(f"probed-{_key(graph, evaluate)}", probe)
 
 
