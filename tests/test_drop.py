@@ -48,7 +48,23 @@ def test_a_unit_that_relative_contradicts(said, relative) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["little", "", "%", "1 percent", "1%%", "1 % points", "nan", "inf%", "0.1.2", "1,5%", "٣%x", "1 points of"]
+    "said",
+    [
+        "little",
+        "",
+        "%",
+        "1 percent",
+        "1%%",
+        "1 % points",
+        "nan",
+        "inf%",
+        "0.1.2",
+        "1,5%",
+        "٣%x",
+        "1 points of",
+        "1e99999%",
+        "1e" + "9" * 5000,
+    ],
 )
 def test_other_text_is_no_drop(said) -> None:
     with pytest.raises(QuantizationError, match=r'neither a share nor points; write "1%" .* or "0.3 points"'):

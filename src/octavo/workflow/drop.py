@@ -6,7 +6,7 @@ from octavo.errors import QuantizationError
 
 LARGE = 0.2  # a bare number in text from here up may be meant in the metric's own unit, as it was of old
 
-_SAID = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))(?:e([-+]?\d+))?\s*(%|points?)?\s*", re.IGNORECASE)
+_SAID = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))(?:e([-+]?\d{1,4}))?\s*(%|points?)?\s*", re.IGNORECASE)
 
 
 def drop_of(said: str | float, relative: bool | None = None) -> tuple[float, bool]:

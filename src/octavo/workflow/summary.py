@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from octavo.workflow.outcome import Result
 
 MOST_IN_FLOAT = 5  # operations that are named, the heaviest first
+SAFE_BITS = 7  # of a weight, for such a CPU; fewer were asked for
 NO_VNNI = "this CPU has no VNNI: it adds pairs of int8 products in 16 bits, which weights of eight bits would overflow"
 
 
@@ -83,7 +84,7 @@ def _narrow_weights(result: "Result") -> Iterator[str]:
         if number >= 8:
             continue
         because = ""
-        if number == plan.target.weight.bits and adds_int8_pairs_in_16_bits():
+        if number == plan.target.weight.bits == SAFE_BITS and adds_int8_pairs_in_16_bits():
             because = f", because {NO_VNNI}"
         verb = "has" if count == 1 else "have"
         yield f"{count} of {_count(bits.total(), 'weight')} {verb} {number} bits{because}."
