@@ -113,6 +113,17 @@ def test_an_interruption_while_scores_are_questioned_returns_the_best_as_ever(ca
     assert len(calls) == 4  # what was not answered is asked again
 
 
+def test_a_network_whose_calls_pass_by_its_forward_is_not_questioned(case) -> None:
+    class Called(nn.Linear):
+        def __call__(self, x):
+            return nn.functional.linear(x, self.weight)
+
+    model, inputs, targets = case
+    called = Called(4, 4, bias=False).eval()
+    called.load_state_dict(model.state_dict())
+    assert search(called, lambda network: (network(inputs).argmax(1) == targets).float(), inputs).metric == 1
+
+
 def test_an_evaluate_that_fails_on_other_outputs_does_look_at_them(case) -> None:
     model, inputs, _ = case
 

@@ -163,6 +163,7 @@ def test_what_may_be_lost_is_said_before_anything_is_written(recipe, tmp_path) -
     code, printed = octavo("run", recipe, "--max-drop", "0.5", "--out", tmp_path / "out")
     assert code == 1
     assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
+    assert octavo("run", recipe, "--max-drop=-1%", "--out", tmp_path / "out")[0] == 1
     assert not (tmp_path / "out").exists()
     (tmp_path / "old").mkdir()  # a run of before, which meant half of the metric's own unit
     (tmp_path / "old" / "run.json").write_text(json.dumps({"recipe": str(recipe), "max_drop": "0.5"}))

@@ -74,6 +74,8 @@ def check_that_scores_say_something(
     in their place (PROBES); whatever goes wrong then shows that it does look. The study keeps that it does. On Ctrl-C
     it is asked no more, and nothing is known.
     """
+    if type(model).__call__ is not nn.Module.__call__:  # it may pass by `forward`, which is what is changed
+        return
     found = [trial for trial in trials if trial.error is None]
     if any(trial.abandoned or (trial.metric, trial.scores) != (reference.metric, reference.samples) for trial in found):
         return

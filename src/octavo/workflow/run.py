@@ -29,7 +29,7 @@ from octavo.network.graph import call_arguments
 from octavo.network.ranks import is_first, together
 from octavo.saved.artifact import save
 from octavo.workflow.drop import drop_of
-from octavo.workflow.goal import Evaluate
+from octavo.workflow.goal import Evaluate, Goal
 from octavo.workflow.outcome import Result
 from octavo.workflow.recipe import INTERRUPTED, quantize, save_record
 from octavo.workflow.table import show
@@ -144,7 +144,8 @@ def run_recipe(settings: Settings, out: Path, console: Console) -> dict[str, Any
 
 
 def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
-    drop_of(settings.max_drop)  # before anything is written or read
+    drop, relative = drop_of(settings.max_drop)
+    Goal(max_drop=drop, relative=relative)  # whatever is wrong with it, before anything is written or read
     path = Path(settings.recipe)
     recipe = load_recipe(path)
     if is_first():
