@@ -181,3 +181,32 @@ def test_the_card_says_what_ran_and_what_is_worst(folder) -> None:
     assert "In float: `beside` (`MatMul`)." in text
     assert "| worst samples | float | int8 | SQNR | label: chosen |" in text
     assert "| worst classes | samples | float | int8 |" in text
+
+
+@pytest.mark.parametrize("option", ["--json", "--card"])
+@pytest.mark.parametrize("name", ["float.onnx", "good.onnx", "data.npz", "recipe.py"])
+def test_what_is_checked_is_not_written_over(folder, option, name) -> None:
+    (folder / "recipe.py").write_text("")
+    before = (folder / name).read_bytes()
+    asked = ("float.onnx", "good.onnx", "--data", "data.npz", "--evaluate", "recipe.py", option, name)
+    code, printed, _ = octavo(folder, *asked)
+    assert code == 2
+    assert "the check reads" in " ".join(printed.split())
+    assert (folder / name).read_bytes() == before
+
+
+def test_the_card_and_the_record_are_two_files(folder) -> None:
+    out = str(folder / "out")
+    code, printed, _ = octavo(folder, "float.onnx", "good.onnx", "--data", "data.npz", "--json", out, "--card", out)
+    assert code == 2
+    assert "both" in printed
+    assert not (folder / "out").exists()
+
+
+def test_what_python_files_print_is_not_in_the_record(folder) -> None:
+    code = "def f(x):\n    print('loading')\n    return x[:, :4]\n"
+    (folder / "loud.py").write_text(code)
+    network = f"{folder / 'loud.py'}:f"
+    found, printed, errors = octavo(folder, network, network, "--data", "data.npz", "--no-bench", "--json", "-")
+    assert json.loads(printed)["exit_code"] == found
+    assert "loading" in errors

@@ -119,22 +119,31 @@ def check(
         from octavo.gate.check import check as compare  # noqa: PLC0415 (see demo)
 
         report.clear()
-        found = compare(
-            float_network,
-            int8_network,
-            data=data,
-            evaluate=evaluate,
-            max_drop=max_drop,
-            min_int8=min_int8,
-            measure=measure,
-            engine=engine,
-            batch=batch,
-            bench=bench,
-            rounds=rounds,
-        )
+        with report.printing():
+            found = compare(
+                float_network,
+                int8_network,
+                data=data,
+                evaluate=evaluate,
+                max_drop=max_drop,
+                min_int8=min_int8,
+                measure=measure,
+                engine=engine,
+                batch=batch,
+                bench=bench,
+                rounds=rounds,
+            )
         return report.found(found)
 
-    raise typer.Exit(promptly(lambda: ending(report.console, work, wrong=report.failed)))
+    def apart() -> Exit:
+        report.check_apart([float_network, int8_network, data, evaluate])
+        return Exit.MET
+
+    def begin() -> int:
+        code = ending(report.console, apart)
+        return code or ending(report.console, work, wrong=report.failed)
+
+    raise typer.Exit(promptly(begin))
 
 
 @app.command()
