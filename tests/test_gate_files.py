@@ -295,3 +295,44 @@ def test_text_is_no_input_of_a_network_that_can_be_checked(tmp_path) -> None:
     path = foreign.elementwise(tmp_path / "text.onnx", "Identity", kind=TensorProto.STRING)
     with pytest.raises(QuantizationError, match=r"its input x is a tensor\(string\), which is no array of numbers"):
         opened(path)
+
+
+def test_nan_in_the_samples_of_evaluate_does_not_meet_the_goal(recipe) -> None:
+    rarely = (
+        "    found = NETWORK(torch.from_numpy(input))\n    found[input[:, 0] > 1.5] = float('nan')\n    return found\n"
+    )
+    sound = "    return NETWORK(torch.from_numpy(input))\n"
+    recipe.write_text(f"{RECIPE}\n\ndef rarely(input):\n{rarely}\n\ndef sound(input):\n{sound}")
+    quiet = str(recipe) + ":rarely"
+    found = check(
+        str(recipe) + ":sound", quiet, data={"input": np.ones((2, 8), np.float32)}, evaluate=recipe, bench=False
+    )
+    assert (found.verdict, found.exit_code) == ("not met", 1)
+
+
+@pytest.mark.parametrize(
+    ("zeros", "order", "integers"), [(None, False, 1), ("u8", False, 1), ("f32", False, 0), (None, True, 0)]
+)
+def test_a_product_of_few_bits_is_on_integers_only_where_it_rounds_its_input(tmp_path, zeros, order, integers) -> None:
+    rng = np.random.default_rng(1)
+    constants = {
+        "w": rng.integers(0, 256, (4, 2, 16), dtype=np.uint8),  # 4 columns of 2 blocks of 32 numbers of 4 bits
+        "scale": rng.uniform(0.5, 1, 8).astype(np.float32),
+        "u8": np.full(4, 0x88, np.uint8),
+        "f32": np.full(8, 8, np.float32),
+        "order": (np.arange(64) // 32).astype(np.int32),
+    }
+    inputs = ["x", "w", "scale", *([zeros or ""] if zeros or order else []), *(["order"] if order else [])]
+
+    def product(level: int) -> Path:
+        options = {"K": 64, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": level, "domain": "com.microsoft"}
+        node = helper.make_node("MatMulNBits", inputs, ["y"], name="head", **options)
+        ports = {"x": (TensorProto.FLOAT, ["n", 64])}, {"y": (TensorProto.FLOAT, ["n", 4])}
+        used = {name: constants[name] for name in inputs[1:] if name}
+        return foreign.save(tmp_path / f"level_{level}.onnx", [node], *ports, used, domains=("com.microsoft",))
+
+    x = rng.standard_normal((40, 64)).astype(np.float32)
+    found = check(product(1), product(4), data={"x": x}, bench=False)
+    assert found.float_network.ran.on_integers == 0
+    assert found.int8_network.ran.on_integers == integers
+    assert found.outputs[0].identical is (integers == 0)  # what it computes says the same

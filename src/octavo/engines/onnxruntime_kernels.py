@@ -43,8 +43,7 @@ def execution_of(node: NodeProto, types: Mapping[str, int]) -> Execution | None:
 
     types  {constant: its ONNX type}
     """
-    rounds = any(one.name == "accuracy_level" and one.i == INT8_LEVEL for one in node.attribute)
-    if node.op_type in INTEGER_KERNELS or (node.op_type == "MatMulNBits" and rounds):
+    if node.op_type in INTEGER_KERNELS or (node.op_type == "MatMulNBits" and _rounds(node, types)):
         return Execution(kernel=node.op_type, precision=_type_of_zero(node, types), implementation="mlas_i8")
     if node.op_type in FLOAT_KERNELS:
         return Execution(kernel=node.op_type, precision="f32", implementation="mlas_f32")
@@ -53,6 +52,13 @@ def execution_of(node: NodeProto, types: Mapping[str, int]) -> Execution | None:
         implementation = "gather_f32" if stored is None else "gather_i8"
         return Execution(kernel="Gather", precision=stored or "f32", implementation=implementation)
     return None
+
+
+def _rounds(node: NodeProto, types: Mapping[str, int]) -> bool:
+    """Whether MatMulNBits rounds its other input: if asked to, its groups are in order, and no zeros are in float."""
+    asked = any(one.name == "accuracy_level" and one.i == INT8_LEVEL for one in node.attribute)
+    zero, order = [*node.input, "", ""][3:5]
+    return asked and not order and (not zero or types.get(zero) == TensorProto.UINT8)
 
 
 def _type_of_zero(node: NodeProto, types: Mapping[str, int]) -> str:

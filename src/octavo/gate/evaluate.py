@@ -47,7 +47,7 @@ class Called:
 
 
 def by_recipe(metric: Metric, reference: Opened, other: Opened) -> Measured | None:
-    """What the recipe says of both; None if the int8 network returns NaN or infinity, and cannot be scored for that.
+    """What the recipe says of both; None if the int8 network returns NaN or infinity where the float one does not.
 
     raises  QuantizationError for what is no score, and for what evaluate() raises
     """
@@ -60,6 +60,8 @@ def by_recipe(metric: Metric, reference: Opened, other: Opened) -> Measured | No
         if found.broken:
             return None
         raise
+    if found.broken and not wanted.broken:  # an evaluate() that takes the largest entry scores NaN, too
+        return None
     return Measured(
         name="evaluate",
         output=None,
