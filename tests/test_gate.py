@@ -464,3 +464,48 @@ def test_torch_modules_and_functions_are_networks_too() -> None:
     assert "What runs on integers in `rounded` is unknown" in found.notes[0]
     with pytest.raises(QuantizationError, match="what runs there is told by nothing: code does not tell"):
         checked(linear, rounded, {"images": x}, min_int8=0.5)
+
+
+def test_labels_of_one_class_tell_nothing(tmp_path, pair) -> None:
+    x = foreign.samples(4000)
+    x = x[(x @ foreign.weight()).argmax(axis=1) == 0][:400]
+    dead = foreign.float_linear(tmp_path / "dead.onnx", 0 * foreign.weight())  # by argmax its answer is always 0
+    with pytest.raises(QuantizationError, match="all 400 labels are 0"):
+        checked(pair[0], dead, {"x": x, "labels": np.zeros(400, np.int64)})
+
+
+def test_outputs_that_labels_do_not_judge_are_named(tmp_path) -> None:
+    def heads(path: Path, second: np.ndarray) -> Path:
+        nodes = [helper.make_node("MatMul", ["x", name], [f"out_{name}"]) for name in ("a", "b")]
+        ports = {f"out_{name}": (TensorProto.FLOAT, ["n", 4]) for name in ("a", "b")}
+        constants = {"a": foreign.weight(), "b": second}
+        return foreign.save(path, nodes, {"x": (TensorProto.FLOAT, ["n", 8])}, ports, constants)
+
+    both = heads(tmp_path / "float.onnx", foreign.weight()), heads(tmp_path / "int8.onnx", -foreign.weight())
+    found = checked(*both, labelled(foreign.samples()))
+    assert found.verdict == "met"
+    assert "The labels judge `out_a` alone: nothing is asked of `out_b`." in found.notes
+    assert not any("alone" in note for note in checked(*both, {"x": foreign.samples()}).notes)
+
+
+def test_too_few_integers_are_too_few_whatever_the_samples_tell(pair) -> None:
+    found = checked(pair[0], pair[0], {"x": foreign.samples(20)}, min_int8=0.5)
+    assert (found.verdict, found.exit_code) == ("not met", 1)
+    assert "0 % of it runs on integers" in found.reason
+    assert "is kept" not in found.reason
+
+
+def paired(reference: list[float], other: list[float], goal: Goal):
+    scores = [Score(metric=sum(one) / len(one), samples=tuple(one)) for one in (reference, other)]
+    return judged(goal, Measured(name="accuracy", output="y", why="", reference=scores[0], other=scores[1]))
+
+
+def test_a_better_int8_network_needs_only_the_samples_that_show_what_is_rare() -> None:
+    found = paired([100.0, 0.0, 0.0, 0.0] * 150, [100.0] * 600, Goal(max_drop=0.25, relative=False))
+    assert found.word == "could not tell"
+    assert found.samples_needed == 1200  # 3 in n is 0.25 % of them
+
+
+def test_of_one_sample_that_is_lost_nobody_knows_how_many_would_do() -> None:
+    found = paired([100.0], [0.0], Goal())
+    assert (found.word, found.samples_needed) == ("could not tell", None)

@@ -171,6 +171,7 @@ def _judged(
         return None if measured is None else judged(goal, measured)
     _check_varied(outputs)
     if right is not None:
+        _check_classes(right)
         return judged(goal, by_labels(right))
     return worst([judged(goal, one) for one in by_distance(outputs, choice)])
 
@@ -181,6 +182,18 @@ def _check_varied(outputs: tuple[Compared, ...]) -> None:
             asked="compare with the float network",
             seen=f"it returns the same for all {len(outputs[0].noise)} samples",
             remedy="see that it is trained, and that the samples differ and are what it takes",
+        )
+
+
+def _check_classes(right: Right) -> None:
+    """Refuse labels that a network meets which always answers the same."""
+    present = right.classes[:, 0].nonzero()[0]
+    if len(right.reference) > 1 and len(present) == 1:
+        raise QuantizationError(
+            asked="score by labels",
+            seen=f"all {right.classes[present[0], 0]} labels are {present[0]}: who always says that is right",
+            remedy="give samples of other classes, too, or leave the labels out",
+            site="labels",
         )
 
 
@@ -233,7 +246,7 @@ def _record(
         worst_samples=[] if found is None else sample_rows(found.measured, outputs, right, samples.labels),
         worst_classes=[] if right is None else class_rows(right),
         latency=latency,
-        notes=notes(told, samples, both),
+        notes=notes(told, samples, both, outputs, found),
         versions=versions(),
         machine=machine(),
     )

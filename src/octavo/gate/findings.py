@@ -25,11 +25,10 @@ def concluded(goal: Goal, found: Judged | None, told: Told, broken: Sequence[int
     if found is None:
         where = f"in {len(broken)} of {samples} samples, first in {broken[0]}" if broken else "while it is scored"
         return "not met", f"The int8 network returns NaN or infinity {where}."
-    if goal.min_int8 > 0 and found.word == "met" and (told.share or 0.0) < goal.min_int8:
-        return "not met", (
-            f"{per_cent(told.share or 0.0)} of it runs on integers, and {per_cent(goal.min_int8)} are asked for; "
-            "what may be lost is kept."
-        )
+    if goal.min_int8 > 0 and found.word != "not met" and (told.share or 0.0) < goal.min_int8:
+        kept = "; what may be lost is kept" if found.word == "met" else ""
+        asked = f"{per_cent(told.share or 0.0)} of it runs on integers, and {per_cent(goal.min_int8)} are asked for"
+        return "not met", f"{asked}{kept}."
     return found.word, _sentence(goal, found)
 
 
@@ -105,7 +104,7 @@ def output_row(output: Compared) -> Output:
         dtype=output.dtype,
         shape=list(output.shape),
         sqnr_db=finite(output.sqnr_db),
-        identical=noise == 0.0 and not output.broken,
+        identical=noise == 0.0 and not output.broken and (output.floating or output.agreement == 100.0),
         agreement=output.agreement,
         largest_error=float(output.largest.max()),
         fidelity=100.0 * (1.0 - noise / output.variance) if output.variance > 0 else None,
@@ -158,8 +157,19 @@ def class_rows(right: Right) -> list[Class]:
     return sorted(rows, key=lambda row: (row.int8_recall - row.float_recall, row.label))[:MOST]
 
 
-def notes(told: tuple[Told, Told], samples: Samples, both: tuple[Opened, Opened]) -> list[str]:
+def notes(
+    told: tuple[Told, Told],
+    samples: Samples,
+    both: tuple[Opened, Opened],
+    outputs: Sequence[Compared],
+    found: Judged | None,
+) -> list[str]:
     """What a reader has to know beside the numbers."""
+    return [*_of_runs(told, both), *_of_data(samples, both), *_of_outputs(outputs, found)]
+
+
+def _of_runs(told: tuple[Told, Told], both: tuple[Opened, Opened]) -> list[str]:
+    """What ran on integers, or did not."""
     found = []
     reference, other = told
     if other.products is None:
@@ -174,10 +184,23 @@ def notes(told: tuple[Told, Told], samples: Samples, both: tuple[Opened, Opened]
     if other.by_batch:
         how = "takes scales from each batch while it runs: scores depend on how many samples are in it"
         found.append(f"{quoted(both[1].name)} {how}.")
-    if all(network.inputs for network in both):
-        unread = _unread(samples, {port.name for network in both for port in network.inputs or ()})
-        found += [f"No network reads {', '.join(map(quoted, unread))} of the data."] * bool(unread)
     return found
+
+
+def _of_data(samples: Samples, both: tuple[Opened, Opened]) -> list[str]:
+    """Which arrays no network reads."""
+    if not all(network.inputs for network in both):
+        return []
+    unread = _unread(samples, {port.name for network in both for port in network.inputs or ()})
+    return [f"No network reads {', '.join(map(quoted, unread))} of the data."] * bool(unread)
+
+
+def _of_outputs(outputs: Sequence[Compared], found: Judged | None) -> list[str]:
+    """Which outputs the labels leave out."""
+    if found is None or found.measured.name != "accuracy" or len(outputs) < 2:
+        return []
+    others = [quoted(one.name) for one in outputs if one.name != found.measured.output]
+    return [f"The labels judge {quoted(str(found.measured.output))} alone: nothing is asked of {', '.join(others)}."]
 
 
 def _unread(samples: Samples, known: set[str]) -> list[str]:

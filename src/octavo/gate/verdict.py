@@ -69,11 +69,10 @@ def _word(verdict: Verdict, allowed: float, hidden: float, *, single: bool) -> W
 
 def _needed(verdict: Verdict, allowed: float, hidden: float, measured: Measured) -> int | None:
     """How many samples would tell: intervals shrink with the root of their number, what is unseen with it."""
-    count = len(measured.reference.samples or ())
-    room = allowed - max(verdict.drop, 0.0)
-    if room == 0 or not count:
+    count, room = len(measured.reference.samples or ()), allowed - verdict.drop
+    if room == 0 or not count or (room < 0 and verdict.interval is None) or (hidden > 0 and allowed == 0 and room > 0):
         return None
-    shares = [hidden / room] if room > 0 else []
+    shares = [hidden / allowed] if room > 0 and allowed > 0 else []
     if verdict.interval is not None:
         low, high = verdict.interval
         reach = high - verdict.drop if room > 0 else verdict.drop - low
