@@ -1,6 +1,8 @@
 """Saved networks without torch: the same bits as with it, whatever they take and return; a file stays data."""
 
+import copy
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -243,7 +245,70 @@ def test_sizes_that_do_not_fit_are_one_error(saved: Any) -> None:
         network(np.zeros((2, 16), np.float32), np.zeros((3, 1), np.float32))
 
 
+NOT_PLAIN = {
+    "bfloat16": (lambda x: x.bfloat16(), r"it is of torch.bfloat16; pass .*to\(torch.float32\)"),
+    "float64": (lambda x: x.double(), r"it is of torch.float64; pass .*to\(torch.float32\)"),
+    "meta": (lambda x: x.to("meta"), "it is on the meta device"),
+    "sparse": (lambda x: x.to_sparse(), "it is torch.sparse_coo; pass .*to_dense"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_PLAIN)
+def test_a_tensor_that_is_no_array_is_one_error(what: str, saved: Any) -> None:
+    make, message = NOT_PLAIN[what]
+    with pytest.raises(QuantizationError, match=message):
+        octavo_serve.load(saved("convolutions", ENGINES[0]))(make(torch.randn(2, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_number_that_cannot_be_written_to_is_read(engine: str, network: Any, calibrated: Any, tmp_path: Path) -> None:
+    """As those are that lie in the samples: OpenVINO refused to share the memory of an array of no axes."""
+    model, example = (
+        network(lambda self, x, k: self.a(x) * k, a=nn.Linear(8, 4)).eval(),
+        (torch.randn(3, 8), torch.tensor(2.0)),
+    )
+    octavo.save(calibrated(model, example, target=engine), tmp_path / "net.octavo", engine=engine)
+    served_network, arrays = octavo_serve.load(tmp_path / "net.octavo"), as_arrays(example)
+    for array in arrays:
+        array.flags.writeable = False
+    assert_equal(served_network(*arrays), octavo.load(tmp_path / "net.octavo")(*example))
+
+
+@pytest.mark.parametrize("arguments", [{"engine": []}, {"engine": 3}, {"check": "yes"}, {"cache": 3}])
+def test_arguments_are_of_their_types(arguments: dict[str, Any], saved: Any) -> None:
+    (name,) = arguments
+    with pytest.raises(QuantizationError, match=f"{name}="):
+        octavo_serve.load(saved("convolutions", ENGINES[0]), **arguments)
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_served_network_cannot_leave_its_process(take: Any, saved: Any) -> None:
+    with pytest.raises(QuantizationError, match="asked to copy or pickle a Served"):
+        take(octavo_serve.load(saved("convolutions", ENGINES[0])))
+
+
+def test_a_user_without_a_home_is_served(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry in the list of users: nothing is remembered."""
+    path = saved("convolutions", ENGINES[0])
+    for name in ("HOME", "OCTAVO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home directory."))
+    )
+    for _ in range(2):
+        assert octavo_serve.load(path)(np.ones((1, 3, 8, 8), np.float32))["logits"].shape == (1, 4)
+
+
 # ---- what cannot be served, and what was altered
+
+
+@pytest.mark.parametrize("facts", [{"versions": []}, {"files": []}, {"files": "x"}])
+def test_a_manifest_of_lists_is_one_error(facts: dict[str, Any], tmp_path: Path) -> None:
+    whole = {"format": "octavo", "schema_version": 3, "engine": "openvino", "versions": {}, "files": {}} | facts
+    (tmp_path / "manifest.json").write_text(json.dumps(whole))
+    for load in (octavo_serve.load, octavo.load):
+        with pytest.raises(QuantizationError, match=r"manifest\.json is none of Octavo's"):
+            load(tmp_path)
 
 
 def test_a_file_of_an_older_version_says_what_to_do(saved: Any, tmp_path: Path) -> None:
@@ -271,6 +336,24 @@ def with_json(**changes: Any) -> Any:
     return lambda data: json.dumps(json.loads(data) | changes).encode()
 
 
+LEAF = {"kind": "leaf", "name": "", "keys": [], "children": []}
+
+
+def with_size(size: Any) -> Any:
+    """A change of the first axis of the first input."""
+
+    def changed(data: bytes) -> bytes:
+        record = json.loads(data)
+        record["leaves"][0]["shape"][0] = size
+        return json.dumps(record).encode()
+
+    return changed
+
+
+def nested(depth: int) -> Any:
+    return ["Add", nested(depth - 1)] if depth else "s0"
+
+
 def model_part() -> str:
     return served.MODELS[ENGINES[0]]
 
@@ -284,6 +367,16 @@ FORGED_RECORDS = {
     "nested without end": lambda data: b"[" * 100_000 + b"]" * 100_000,
     "a name that is none": with_json(outputs={"kind": "named", "name": "a b", "keys": [], "children": []}),
     "no samples": with_json(samples=[{"x": "input.9.9"}]),
+    "an output that is neither a name nor a value": with_json(
+        outputs={"kind": "tuple", "name": "", "keys": [], "children": [LEAF, LEAF]}, returned=["linear", 3]
+    ),
+    "structures without end": lambda data: data.replace(
+        b'"outputs": {', b'"outputs": ' + b'{"kind": "tuple", "name": "", "keys": [], "children": [' * 200 + b"{", 1
+    ).replace(b', "returned"', b"]}" * 200 + b', "returned"', 1),
+    "a size of no function": with_size([["Add"], 2]),
+    "a size of a text too many": with_size({"s0": 1}),
+    "a size below zero": with_size(-1),
+    "a size nested without end": with_size(nested(900)),
     "a key too few": lambda data: json.dumps({k: v for k, v in json.loads(data).items() if k != "most"}).encode(),
 }
 
@@ -293,6 +386,13 @@ def test_a_forged_record_is_one_error(what: str, saved: Any) -> None:
     path = forged(saved("convolutions", ENGINES[0]), FORGED_RECORDS[what])
     with pytest.raises(QuantizationError, match="asked to load a saved network, but"):
         octavo_serve.load(path)
+
+
+def test_a_size_that_cannot_be_computed_is_one_error_of_the_call(saved: Any) -> None:
+    for size in (["Mod", 3], ["Add", 1, ["Mod", 1]]):
+        network = octavo_serve.load(forged(saved("convolutions", ENGINES[0]), with_size(size)))
+        with pytest.raises(QuantizationError, match="Mod is not computed from 1 numbers"):
+            network(np.ones((1, 3, 8, 8), np.float32))
 
 
 def with_node(change: Any) -> Any:
@@ -325,7 +425,13 @@ def graph_in_an_attribute(model: Any) -> None:
     attribute.type, attribute.g.name = 5, "a graph"
 
 
+def axes(model: Any) -> None:
+    tensor = next(each for each in model.graph.initializer if each.external_data)
+    tensor.dims.extend([2**62] * 60_000)  # their product was ten seconds of work
+
+
 FORGED_MODELS = {
+    "sixty thousand axes": (axes, "has 6000. axes"),
     "an operator that is not allowed": (lambda m: setattr(m.graph.node[0], "op_type", "If"), "operator is not allowed"),
     "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operator is not allowed"),
     "a function": (lambda m: m.functions.add(name="f"), "a field 25 in its Model"),
@@ -352,21 +458,23 @@ def test_a_forged_model_never_reaches_the_engine(what: str, saved: Any, monkeypa
 def test_bytes_that_protobuf_would_skip_are_refused(saved: Any) -> None:
     unknown = bytes([99 << 3 & 0x7F | 0x80, 99 << 3 >> 7, 1])  # field 99, a varint
     twice = bytes([1 << 3, 8])  # another ir_version
+    nodes = b"\x3a\xc2\x84\x3d" + b"\x0a\x00" * 500_001  # half a million that are empty, in a graph
     for extra, message in (
         (unknown, "a field 99"),
         (twice, "two of the field ir_version"),
         (b"\xff" * 11, "ten bytes"),
+        (nodes, "more fields than any network has"),
     ):
         path = forged(saved("convolutions", ENGINES[0]), lambda data, extra=extra: data + extra, model_part())
         with pytest.raises(QuantizationError, match=message):
             octavo_serve.load(path)
 
 
-def test_a_model_that_computes_something_else_is_refused(saved: Any) -> None:
-    def other(model: Any) -> None:
-        node = next(each for each in model.graph.node if each.op_type == "Relu")
-        node.op_type = "Neg"
+def other(model: Any) -> None:
+    next(each for each in model.graph.node if each.op_type == "Relu").op_type = "Neg"
 
+
+def test_a_model_that_computes_something_else_is_refused(saved: Any) -> None:
     path = forged(saved("convolutions", ENGINES[0]), with_node(other), model_part())
     with pytest.raises(QuantizationError, match="dB from the simulation, where rounding accounts for"):
         octavo_serve.load(path)
@@ -411,3 +519,34 @@ def test_the_distribution_that_serves_is_of_this_version_and_needs_numpy_alone()
     assert facts["version"] == octavo.__version__
     assert [re.match("[a-z]+", name)[0] for name in facts["dependencies"]] == ["numpy"]
     assert facts["optional-dependencies"].keys() == served.MODELS.keys()
+
+
+# ---- octavo.load in a process that has not imported torch, on a machine that has it
+
+LATER = """
+import sys
+import octavo
+limits = {"limits": octavo.Limits()} if sys.argv[2] == "limits" else {}
+network = octavo.load(sys.argv[1], **limits)
+print(type(network).__name__, "torch" in sys.modules)
+"""
+
+
+def loaded_later(path: Path, how: str, cache: Path) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", LATER, str(path), how]
+    environment = os.environ | {"OCTAVO_CACHE": str(cache)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_limits_that_are_asked_for_are_kept_with_torch(saved: Any, tmp_path: Path) -> None:
+    path = saved("convolutions", ENGINES[0])
+    assert loaded_later(path, "none", tmp_path / "cache") == "Served False"
+    assert loaded_later(path, "limits", tmp_path / "cache").endswith("Model True")
+
+
+def test_where_torch_is_there_it_loads_what_cannot_be_served(saved: Any, tmp_path: Path) -> None:
+    """As an ONNX model that computes something else: with torch the graph is exported again."""
+    path = forged(saved("convolutions", ENGINES[0]), with_node(other), model_part())
+    assert loaded_later(path, "none", tmp_path / "cache").endswith("Model True")

@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     from octavo_serve import served  # noqa: PLC0415 (with numpy, which `import octavo` need not wait for)
 
     return getattr(served, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

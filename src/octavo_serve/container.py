@@ -100,7 +100,7 @@ def read_manifest(path: Path) -> Manifest:
                 site=str(path),
             )
         return _manifest(facts)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(path, f"{MANIFEST} is none of Octavo's") from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from octavo_serve.errors import QuantizationError, refused
 from octavo_serve.onnx_file import Message
-from octavo_serve.tensors import HEADER
+from octavo_serve.tensors import AXES, HEADER
 
 OPSET = 21  # the first with blocked DequantizeLinear
 
@@ -80,6 +80,8 @@ def _check_attribute(operator: str, attribute: Message) -> None:
 
 
 def _check_tensor(tensor: Message, *, elsewhere: bool) -> None:
+    if len(tensor["dims"]) > AXES:
+        raise _refused(f"the tensor {str(tensor.get('name'))[:100]} has {len(tensor['dims'])} axes")
     known = TYPES.get(tensor["data_type"])
     if known is None or min(tensor["dims"], default=0) < 0:
         raise _refused(f"the tensor {str(tensor.get('name'))[:100]} holds no numbers")

@@ -7,9 +7,13 @@ is meant. So no reader sees anything in the file that was not seen here.
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from octavo_serve.errors import QuantizationError, refused
+
+# Of a file, more than any network has. An empty one takes two bytes there, and hundreds when it is read.
+FIELDS_AT_MOST = 500_000
 
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # protobuf's wire types
 
@@ -93,19 +97,21 @@ def read_model(data: bytes) -> Message:
     raises  QuantizationError for a file with anything in it that the exporter does not write
     """
     try:
-        return _message(data, "Model")
+        return _message(data, "Model", count(1))
     except (IndexError, UnicodeDecodeError, struct.error) as error:
         raise refused("model.onnx", "it is no ONNX file that can be read") from error
 
 
-def _message(data: bytes, kind: str) -> Message:
+def _message(data: bytes, kind: str, fields_read: Iterator[int]) -> Message:
     fields = FIELDS[kind]
     found: Message = {field.name: [] if field.many else None for field in fields.values()}
     for number, wire, value in _wires(data):
+        if next(fields_read) > FIELDS_AT_MOST:
+            raise refused("model.onnx", "it has more fields than any network has")
         field = fields.get(number)
         if field is None:
             raise _foreign(f"a field {number} in its {kind}")
-        values = list(_values(field, wire, value))
+        values = list(_values(field, wire, value, fields_read))
         if field.many:
             found[field.name] += values
         elif found[field.name] is not None or len(values) != 1:
@@ -149,7 +155,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise _foreign("an integer of more than ten bytes")
 
 
-def _values(field: Field, wire: int, value: Any) -> Iterator[Any]:
+def _values(field: Field, wire: int, value: Any, fields_read: Iterator[int]) -> Iterator[Any]:
     if field.kind == "int":
         yield from _integers(field, wire, value)
     elif field.kind == "float":
@@ -161,7 +167,7 @@ def _values(field: Field, wire: int, value: Any) -> Iterator[Any]:
     elif field.kind in ("text", "bytes"):
         yield value.decode() if field.kind == "text" else value
     else:
-        yield _message(value, field.kind)
+        yield _message(value, field.kind, fields_read)
 
 
 def _integers(field: Field, wire: int, value: Any) -> Iterator[int]:

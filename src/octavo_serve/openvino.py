@@ -48,12 +48,20 @@ class Requests:
 
     def __call__(self, arrays: Mapping[str, Array]) -> list[Array]:
         """The outputs in order, new arrays; inputs are read in place."""
-        inputs = {name: array for name, array in arrays.items() if name in self._reads}
-        request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+        inputs = {name: _shareable(array) for name, array in arrays.items() if name in self._reads}
+        try:
+            request = self._idle.pop()
+        except IndexError:  # another thread may have taken the last one since we looked
+            request = self._compiled.create_infer_request()
         results = request.infer(inputs, share_inputs=True, share_outputs=True)
         outputs = [result.copy() for result in results.values()]  # the request will write there again
         self._idle.append(request)
         return outputs
+
+
+def _shareable(array: Array) -> Array:
+    """`array`; its copy where OpenVINO refuses to read it in place: a number of no axes that cannot be written to."""
+    return array if array.ndim or array.flags.writeable else array.copy()
 
 
 def served(model: bytes, *, threads: int | None, cache: str | PathLike[str] | None) -> Requests:

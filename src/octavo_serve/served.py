@@ -73,6 +73,13 @@ class Served:
             return self._signature.unflatten(list(map(torch.from_numpy, outputs)))
         return self._signature.unflatten(outputs)
 
+    def __reduce__(self) -> Any:
+        raise QuantizationError(
+            asked="copy or pickle a Served",
+            seen="it is compiled for this machine, and cannot leave its process",
+            remedy="call octavo_serve.load(path) wherever it is to run",
+        )
+
 
 def _holds_tensors(value: Any) -> bool:
     if isinstance(value, Mapping):
@@ -101,10 +108,7 @@ def load(
              had no part for serving yet, and for an engine that is not there or computes something else
     """
     where = path_of(path)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise QuantizationError(
-            asked=f"serve on threads={threads!r}", seen="it is no number of threads", remedy="pass 1 or more, or None"
-        )
+    _check_arguments(engine=engine, check=check, threads=threads, cache=cache)
     manifest, files = read_container(where, wanted={SERVING, TENSORS, SAMPLES, *MODELS.values()})
     name = engine or manifest.engine
     _check_servable(where, manifest, files, name)
@@ -120,6 +124,24 @@ def load(
             _check(network, part, files[SAMPLES])
         remember(place)
     return network
+
+
+def _check_arguments(**given: Any) -> None:
+    threads = given["threads"]
+    fits = {
+        "engine": (isinstance(given["engine"], str | None), "name of an engine", 'pass "openvino" or "onnxruntime"'),
+        "check": (isinstance(given["check"], bool), "truth value", "pass True or False"),
+        "threads": (
+            threads is None or (type(threads) is int and threads > 0),
+            "number of threads",
+            "pass 1 or more, or None",
+        ),
+        "cache": (isinstance(given["cache"], str | PathLike | None), "path", "pass that of a folder, or None"),
+    }
+    for name, (fit, kind, remedy) in fits.items():
+        if not fit:
+            asked = f"serve a saved network with {name}={given[name]!r}"
+            raise QuantizationError(asked=asked, seen=f"it is no {kind}", remedy=remedy)
 
 
 def _check_servable(path: Path, manifest: Manifest, files: Mapping[str, bytes], engine: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo_serve.errors import QuantizationError
-from octavo_serve.sizes import size_of
+from octavo_serve.sizes import check_size, size_of
 
 Structure = Mapping[str, Any]
 Array = npt.NDArray[Any]
@@ -132,6 +132,8 @@ def signature_from(record: Mapping[str, Any]) -> Signature:
         raise ValueError("its inputs or outputs are not as many as it says")
     if len({leaf.name for leaf in leaves}) < len(leaves):
         raise ValueError("two of its inputs have one name")
+    if not all(isinstance(leaf, str) or leaf.keys() == {"value"} for leaf in record["returned"]):
+        raise ValueError("an output is neither an array nor what it always is")
     return Signature(
         arguments=tuple(map(str, record["arguments"])),
         inputs=record["inputs"],
@@ -148,16 +150,21 @@ def _leaf(*, name: str, **facts: Any) -> Input | Fixed:
     dtype, shape, rows = facts["dtype"], facts["shape"], facts["rows"]
     if dtype not in DTYPES or not isinstance(name, str) or not (rows is None or type(rows) is int):
         raise ValueError("an input is of no known type")
+    for size in shape:
+        check_size(size)
     return Input(name=name, dtype=dtype, shape=tuple(shape), rows=rows)
 
 
 # ---- structures
 
 
-def _places(structure: Structure) -> Iterator[None]:
+DEPTH = 100  # of tuples, lists and dicts within one another: a call goes as deep
+
+
+def _places(structure: Structure, depth: int = 0) -> Iterator[None]:
     """Once for each leaf; raises where a structure is none."""
     kind, keys, children = structure["kind"], structure["keys"], structure["children"]
-    if kind not in ("leaf", "tuple", "list", "dict", "named") or (kind == "leaf" and children):
+    if kind not in ("leaf", "tuple", "list", "dict", "named") or (kind == "leaf" and children) or depth > DEPTH:
         raise ValueError("its inputs or outputs are nested as nothing is")
     if kind in ("dict", "named") and (len(keys) != len(children) or len(set(keys)) < len(keys)):
         raise ValueError("its inputs or outputs have other names than parts")
@@ -166,7 +173,7 @@ def _places(structure: Structure) -> Iterator[None]:
     if kind == "leaf":
         yield None
     for child in children:
-        yield from _places(child)
+        yield from _places(child, depth + 1)
 
 
 @lru_cache(maxsize=256)
@@ -217,7 +224,7 @@ def is_tensor(value: Any) -> bool:
 
 def _array(leaf: Input, value: Any) -> Array:
     """`value` as the array that `leaf` is, contiguous."""
-    found = value.detach().cpu().resolve_conj().resolve_neg().numpy() if is_tensor(value) else value
+    found = _from_tensor(leaf, value) if is_tensor(value) else value
     if not isinstance(found, np.ndarray):
         raise _wrong(leaf.name, f"it is a {type(value).__name__}", f"numpy.asarray({leaf.name}, {leaf.dtype!r})")
     if found.dtype != np.dtype(leaf.dtype):
@@ -225,6 +232,18 @@ def _array(leaf: Input, value: Any) -> Array:
     if found.ndim != len(leaf.shape):
         raise _wrong(leaf.name, f"it has {found.ndim} axes, and the network was captured with {len(leaf.shape)}")
     return np.ascontiguousarray(found).reshape(found.shape)  # a number of no axes stays one
+
+
+def _from_tensor(leaf: Input, value: Any) -> Any:
+    """The array of a tensor of torch's, which has one if it is of the dtype of `leaf`, and plain."""
+    if str(value.dtype) != f"torch.{leaf.dtype}":
+        raise _wrong(leaf.name, f"it is of {value.dtype}", f"{leaf.name}.to(torch.{leaf.dtype})")
+    if value.is_meta:
+        raise _wrong(leaf.name, "it is on the meta device, which holds no values", "a tensor with data")
+    if str(value.layout) != "torch.strided" or value.is_nested:
+        seen = "it is nested" if value.is_nested else f"it is {value.layout}"
+        raise _wrong(leaf.name, seen, f"{leaf.name}.to_dense(), or a padded tensor")
+    return value.detach().cpu().resolve_conj().resolve_neg().numpy()
 
 
 def _symbols(size: Any) -> set[str]:

@@ -24,6 +24,17 @@ def size_of(record: Any, symbols: Mapping[str, int]) -> int:
     return int(found)
 
 
+def check_size(record: Any, depth: int = 0) -> None:
+    """Raise QuantizationError for what is neither a number from 0 on, a symbol nor made of functions of those."""
+    if isinstance(record, str) or (type(record) is int and (record >= 0 or depth)):
+        return
+    known = isinstance(record, list) and len(record) > 1 and isinstance(record[0], str) and record[0] in _FUNCTIONS
+    if not known or depth > DEPTH:
+        raise _absurd("it is made of what are no functions of sizes")
+    for argument in record[1:]:
+        check_size(argument, depth + 1)
+
+
 def _number(record: Any, symbols: Mapping[str, int], parts: Iterator[int], depth: int) -> Fraction:
     if next(parts) >= PARTS or depth > DEPTH:
         raise _absurd(f"its expression has more than {PARTS} parts, or {DEPTH} within one another")
@@ -31,7 +42,7 @@ def _number(record: Any, symbols: Mapping[str, int], parts: Iterator[int], depth
         return bounded(record)
     if isinstance(record, str):
         return Fraction(symbols[record])
-    if not (isinstance(record, list) and record and record[0] in _FUNCTIONS):
+    if not (isinstance(record, list) and record and isinstance(record[0], str) and record[0] in _FUNCTIONS):
         raise _absurd("it is made of what are no functions of sizes")
     name, *arguments = record
     numbers = [_number(argument, symbols, parts, depth + 1) for argument in arguments]
@@ -39,6 +50,8 @@ def _number(record: Any, symbols: Mapping[str, int], parts: Iterator[int], depth
         return bounded(_FUNCTIONS[name](*numbers))
     except ZeroDivisionError as error:
         raise _absurd("it divides by zero") from error
+    except (TypeError, ValueError) as error:
+        raise _absurd(f"{name} is not computed from {len(numbers)} numbers") from error
 
 
 def _power(base: Fraction, exponent: Fraction) -> Fraction:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from octavo_serve.errors import refused
 
+AXES = 64  # of a tensor, as in numpy: the product of many large sizes takes longer than any of them
 HEADER = 8  # bytes that hold the length of the header
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
@@ -37,14 +38,14 @@ def places(file: bytes) -> dict[str, Place]:
         start = HEADER + int.from_bytes(file[:HEADER], "little")
         rows: dict[str, Any] = json.loads(file[HEADER:start])
         return {name: _place(row, start, len(file)) for name, row in rows.items() if name != "__metadata__"}
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise refused(None, "its tensors are no safetensors file") from error
 
 
 def _place(row: Mapping[str, Any], start: int, end: int) -> Place:
     first, last = (start + int(offset) for offset in row["data_offsets"])
     shape = tuple(int(size) for size in row["shape"])
-    if not start <= first <= last <= end or min(shape, default=0) < 0:
+    if not start <= first <= last <= end or min(shape, default=0) < 0 or len(shape) > AXES:
         raise ValueError("a tensor lies beyond its file")
     return Place(dtype=str(row["dtype"]), shape=shape, first=first, last=last)
 

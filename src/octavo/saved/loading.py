@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from importlib.util import find_spec
 from os import PathLike
 from typing import Any
@@ -26,7 +27,8 @@ def load(
     """The network that `save` wrote, compiled for this machine and called like the user's model.
 
     The file is data, whoever wrote it: see docs/trust.md. In a process that has not imported torch, a network for
-    OpenVINO or ONNX Runtime is served without it, and called with arrays: see docs/serve.md.
+    OpenVINO or ONNX Runtime is served without it, and called with arrays: see docs/serve.md. Where torch is installed,
+    what cannot be served so, as on an engine that computes something else, is loaded with it.
 
     engine     None is the one that it was saved for
     check      compare it with the simulation on the samples that were saved with it, unless that held before for this
@@ -37,11 +39,14 @@ def load(
     raises     QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version, for one
                that does not fit together or asks for more than `limits`, and for an engine that computes something else
     """
-    if sys.modules.get("torch") is None and not operators and limits == LIMITS and options.keys() <= OPTIONS:
+    if sys.modules.get("torch") is None and not operators and limits is LIMITS and options.keys() <= OPTIONS:
         manifest = read_manifest(path_of(path))
-        has_part = SERVING in manifest.files and MODELS.get(engine or manifest.engine) in manifest.files
-        if has_part or not _has_torch():
+        has_part = SERVING in manifest.files and MODELS.get(str(engine or manifest.engine)) in manifest.files
+        if not _has_torch():
             return serve(path, engine=engine, check=check, **options)
+        if has_part:
+            with suppress(QuantizationError):  # torch knows more to do, and says better what is wrong
+                return serve(path, engine=engine, check=check, **options)
     if not _has_torch():
         raise QuantizationError(
             asked="load a saved network with these arguments",
