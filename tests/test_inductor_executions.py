@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import test_convolution_kernel
+import test_chain
 import test_inductor
 from conftest import Network
 from octavo.engines import compile
@@ -50,7 +50,7 @@ class Everything(nn.Module):
 
 NETWORKS = {
     **test_inductor.CASES,
-    "inverted residuals": (test_convolution_kernel.Inverted(), (torch.randn(2, 3, 32, 32),)),
+    "inverted residuals": (test_chain.Inverted(), (torch.randn(2, 3, 32, 32),)),
     "everything": (Everything(), (torch.randint(0, 10, (2, 5)), torch.randn(2, 3, 6, 6))),
 }
 WITH_PRODUCTS = ("attention", "causal", "products", "everything")
