@@ -1,16 +1,13 @@
 """`octavo.load`: with torch where torch is, and without it where it is not. Importing this file imports neither."""
 
-import sys
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from importlib.util import find_spec
 from os import PathLike
 from typing import Any
 
 from octavo.errors import QuantizationError
 from octavo.saved.limits import LIMITS, Limits
-from octavo_serve.container import path_of, read_manifest
-from octavo_serve.served import MODELS, SERVING, load as serve
+from octavo_serve.served import load as serve
 
 OPTIONS = {"threads", "cache"}  # of `octavo_serve.load`
 
@@ -26,9 +23,8 @@ def load(
 ) -> Callable[..., Any]:
     """The network that `save` wrote, compiled for this machine and called like the user's model.
 
-    The file is data, whoever wrote it: see docs/trust.md. In a process that has not imported torch, a network for
-    OpenVINO or ONNX Runtime is served without it, and called with arrays: see docs/serve.md. Where torch is installed,
-    what cannot be served so, as on an engine that computes something else, is loaded with it.
+    The file is data, whoever wrote it: see docs/trust.md. Where torch is not installed, a network for OpenVINO or ONNX
+    Runtime is served without it, and called with arrays, as `octavo_serve.load` does everywhere: see docs/serve.md.
 
     engine     None is the one that it was saved for
     check      compare it with the simulation on the samples that were saved with it, unless that held before for this
@@ -39,24 +35,18 @@ def load(
     raises     QuantizationError for a file that is truncated, altered, none of Octavo's, or of a newer version, for one
                that does not fit together or asks for more than `limits`, and for an engine that computes something else
     """
-    if sys.modules.get("torch") is None and not operators and limits is LIMITS and options.keys() <= OPTIONS:
-        manifest = read_manifest(path_of(path))
-        has_part = SERVING in manifest.files and MODELS.get(str(engine or manifest.engine)) in manifest.files
-        if not _has_torch():
-            return serve(path, engine=engine, check=check, **options)
-        if has_part:
-            with suppress(QuantizationError):  # torch knows more to do, and says better what is wrong
-                return serve(path, engine=engine, check=check, **options)
-    if not _has_torch():
+    if _has_torch():
+        from octavo.saved.artifact import load as load_with_torch  # noqa: PLC0415 (it may not be there)
+
+        return load_with_torch(path, engine=engine, check=check, operators=operators, limits=limits, **options)
+    if operators or limits is not LIMITS or not options.keys() <= OPTIONS:
         raise QuantizationError(
             asked="load a saved network with these arguments",
             seen="torch is not installed",
             remedy="install it, or pass path, engine, check, threads and cache alone",
             site=str(path),
         )
-    from octavo.saved.artifact import load as load_with_torch  # noqa: PLC0415 (it may not be there)
-
-    return load_with_torch(path, engine=engine, check=check, operators=operators, limits=limits, **options)
+    return serve(path, engine=engine, check=check, **options)
 
 
 def _has_torch() -> bool:
