@@ -323,6 +323,7 @@ def statistics(genuine: Originals, chance: random.Random, folder: Path) -> str:
 
 def settings(genuine: Originals, chance: random.Random, folder: Path) -> str:
     """Of what a run was started with."""
+    from octavo.workflow.drop import drop_of  # noqa: PLC0415
     from octavo.workflow.run import Settings, settings_of  # noqa: PLC0415
 
     whole = Settings(recipe=str(folder / "recipe.py"), max_drop="1%").model_dump_json().encode()
@@ -330,7 +331,7 @@ def settings(genuine: Originals, chance: random.Random, folder: Path) -> str:
         json.dumps(rewritten(json.loads(whole), chance)).encode() if chance.random() < 0.5 else altered(whole, chance)
     )
     (folder / "run.json").write_bytes(data)
-    settings_of(folder).drop()
+    drop_of(settings_of(folder).max_drop)
     return "read"
 
 

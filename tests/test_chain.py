@@ -137,10 +137,8 @@ def test_an_even_kernel_padded_to_the_same_size_is_on_integers() -> None:
     assert_agrees(module, simulate(net), (x,))
 
 
-@pytest.mark.parametrize(
-    ("batch", "side"),
-    [pytest.param(1, 32, marks=pytest.mark.slow), (5, 17), pytest.param(2, 64, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # as others of test_inductor_sizes.py, which are not
+@pytest.mark.parametrize(("batch", "side"), [(1, 32), (5, 17), (2, 64)])
 def test_the_compiled_chain_takes_any_batch_and_size(batch, side) -> None:
     example = torch.randn(2, 3, 32, 32)
     net = prepared(Inverted().eval(), (example,), target="onednn", dynamic_axes=(0, 2, 3))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from octavo.engines.inductor import lowered
 from octavo.engines.native import compiler, load_kernels
+from octavo.machine import adds_int8_pairs_in_16_bits
 from octavo.network.simulate import simulate
 from test_chain import assert_agrees
 from test_openvino import prepared
@@ -22,6 +23,7 @@ def kernels() -> None:
     load_kernels()
 
 
+@pytest.mark.skipif(adds_int8_pairs_in_16_bits(), reason="oneDNN is not exact on this CPU, and ours are used")
 @pytest.mark.parametrize("zero", [0, 37, 255])
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_of_onednn(rank, zero) -> None:

@@ -130,7 +130,7 @@ def test_bench_times_a_saved_network_beside_float(made, tmp_path):
 def test_bench_of_what_is_no_network(tmp_path):
     (tmp_path / "net.octavo").write_text("poem")
     done = command("bench", tmp_path / "net.octavo")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "it is not a zip that can be read" in done.output
 
 

@@ -63,7 +63,10 @@ def test_a_verdict_is_an_exit_code(folder, int8, data, code, word) -> None:
         (["float.onnx", "nowhere.onnx", "--data", "data.npz"], "there is nothing at this path"),
         (["float.onnx", "data.npz", "--data", "data.npz"], "a file .npz is none of those known"),
         (["good.onnx", "float.onnx", "--data", "data.npz"], "swap them"),
-        (["float.onnx", "good.onnx", "--data", "data.npz", "--max-drop", "little"], "'little', but it is no number"),
+        (
+            ["float.onnx", "good.onnx", "--data", "data.npz", "--max-drop", "little"],
+            "but it is neither a share nor points",
+        ),
         (["float.onnx", "good.onnx", "--data", "data.npz", "--evaluate", "data.npz"], "it is no recipe"),
         (["float.onnx", "good.onnx", "--data", "data.npz", "--engine", "tensorrt"], "cannot be run on tensorrt"),
         (["float.onnx", "good.onnx"], "Missing option '--data'"),

@@ -67,7 +67,7 @@ def counted(module) -> Counter:
     """{whether on integers: how many of the user's operations}, by the arguments of every call in the graph."""
     octavo, found = torch.ops.octavo, Counter()
     for node in module.graph.nodes:
-        if node.target is octavo.int8_linear.default:
+        if node.target in (octavo.int8_linear.default, octavo.int8_linear_of_bytes.default):
             read_by = [user for user in node.users if user.target is torch.ops.aten.slice.Tensor]
             whole = attribute(module, node.args[3]).shape[0]
             parts = [user.args[3] - user.args[2] for user in read_by]

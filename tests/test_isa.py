@@ -15,8 +15,10 @@ from octavo.engines.isa import ISAS, isa
 from octavo.engines.lowering.packing import pack_dense, pack_depthwise
 from octavo.engines.native import compiler
 from octavo.errors import QuantizationError
+from octavo.network.calibrate import choose_params, observe
+from octavo.network.graph import capture
+from octavo.network.placement import make_plan
 from octavo.network.simulate import simulate
-from test_openvino import prepared
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="the kernels need a C++ compiler")
 VARIANTS = [
@@ -108,7 +110,13 @@ def results(name: str, *, emulated: bool) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize(("name", "emulated"), VARIANTS)
+# Kernels of which others are made too: of AVX2's, beside oneDNN.
+TWICE = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "emulated"), [pytest.param(*each, marks=TWICE if each[0] == "avx_vnni" else ()) for each in VARIANTS]
+)
 def test_every_kernel_returns_the_same_bits_as_in_plain_cpp(name, emulated, seed) -> None:
     wanted = results("plain", emulated=False)
     torch.manual_seed(seed)
@@ -144,7 +152,8 @@ def report() -> dict[str, object]:
     """What became of `Layers` on the kernels of this process."""
     torch.manual_seed(int(os.environ["OCTAVO_SEED"]))
     x = torch.randn(2, 3, 24, 24)
-    net = prepared(Layers().eval(), (x,), target="onednn")
+    plan = make_plan(capture(Layers().eval(), (x,)), target="onednn")
+    net = choose_params(plan, observe(plan, [(x,)]))
     module, executions = lowered(net)
     found, wanted = module(x).double(), simulate(net)(x).double()
     return {
@@ -155,7 +164,10 @@ def report() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", [name for name, emulated in VARIANTS if not emulated])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=TWICE if name == "avx_vnni" else ()) for name, emulated in VARIANTS if not emulated],
+)
 def test_a_network_runs_on_eight_bits_whatever_the_cpu_has(name, seed) -> None:
     environment = {**os.environ, "OCTAVO_ISA": name, "OCTAVO_SEED": str(seed)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)

@@ -161,14 +161,14 @@ def test_a_folder_that_is_no_run(tmp_path) -> None:
 
 def test_what_may_be_lost_is_said_before_anything_is_written(recipe, tmp_path) -> None:
     code, printed = octavo("run", recipe, "--max-drop", "0.5", "--out", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
-    assert octavo("run", recipe, "--max-drop=-1%", "--out", tmp_path / "out")[0] == 1
+    assert octavo("run", recipe, "--max-drop=-1%", "--out", tmp_path / "out")[0] == 2
     assert not (tmp_path / "out").exists()
     (tmp_path / "old").mkdir()  # a run of before, which meant half of the metric's own unit
     (tmp_path / "old" / "run.json").write_text(json.dumps({"recipe": str(recipe), "max_drop": "0.5"}))
     code, printed = octavo("run", tmp_path / "old")
-    assert code == 1
+    assert code == 2
     assert 'write "50%" or "0.5 points", whichever is meant' in " ".join(printed.split())
     assert settings_of(tmp_path / "old", max_drop="0.5 points").max_drop == "0.5 points"
 
@@ -181,7 +181,7 @@ def test_what_may_be_lost_is_said_to_quantize_in_the_same_words(recipe, tmp_path
 
     monkeypatch.setattr("octavo.workflow.run.quantize", quantize)
     code, printed = octavo("run", recipe, "--max-drop", said, "--out", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert f"asked to {said}, but it is enough" in printed
 
 

@@ -119,11 +119,11 @@ def test_layers_left_in_float_are_float_in_the_file(calibrated):
 )  # fmt: skip
 def test_axes_beyond_the_batch_are_dynamic_in_the_file(model, axes, captured, other, calibrated, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    from octavo.engines.onnxruntime import INVALID  # noqa: PLC0415
+    from octavo_serve.onnxruntime import INVALID  # noqa: PLC0415
 
     net = calibrated(model.eval(), torch.randn(captured), target=runs_here("tensorrt"), dynamic_axes=axes)
     octavo.export(net, tmp_path / "net.onnx")
-    session = runtime.InferenceSession(tmp_path / "net.onnx", disabled_optimizers=INVALID)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", disabled_optimizers=[INVALID])
     x = torch.randn(other)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():

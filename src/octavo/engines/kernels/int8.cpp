@@ -1,11 +1,12 @@
 // Octavo's integer kernels for the CPU, as operators that Inductor calls.
 //
-//     int8_linear, int8_convolution   oneDNN's, by way of torch's operators, with weights packed once and remembered
-//     int8_matmul, int8_attention     our own: torch has none for two activations
-//     int8_convolutions               our own, in convolution.cpp
-//     int8_linear_rows, int8_attention_rows   our own, in rows.cpp
+//     int8_linear, int8_convolution             oneDNN's, where it is exact: by way of torch's operators, weights packed once
+//     int8_matmul, int8_attention               our own: torch has none for two activations
+//     int8_convolutions                         our own, in convolution.cpp
+//     int8_linear_of_bytes, int8_linear_rows    our own, in linear.cpp
+//     int8_attention_rows                       our own, in rows.cpp
 //
-// What operands are, and how sums of them are exact, says product.h.
+// What operands are, and how sums of them are exact, says product.h; simd.h what all of it is written in.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
