@@ -103,7 +103,7 @@ def test_what_others_read_is_written() -> None:
     x = torch.randn(2, 8, 6, 6)
     net = prepared(Twice().eval(), (x,), target="onednn")
     module, _ = lowered(net)
-    assert calls(module) == [1, 1]  # a depthwise result in float is oneDNN's to write
+    assert calls(module) == ([1, 1] if isa().onednn else [1, 1, 1])  # a depthwise result in float is oneDNN's to write
     assert_agrees(module, simulate(net), (x,))
 
 

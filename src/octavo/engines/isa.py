@@ -1,7 +1,7 @@
 """Which instructions our kernels are compiled for: what this CPU has, or what OCTAVO_ISA names."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from octavo.errors import QuantizationError
@@ -99,4 +99,4 @@ def isa() -> Isa:
             remedy="leave OCTAVO_ISA unset for the fastest that this CPU has",
             site="OCTAVO_ISA",
         )
-    return found
+    return replace(found, onednn=found.onednn and not found.lacking)  # oneDNN has what the CPU has
