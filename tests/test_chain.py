@@ -129,9 +129,12 @@ def test_results_that_might_leave_int32_are_not_ours() -> None:
     assert [row.implementation for row in executions.values()] == [first, "octavo_i8"]
 
 
-def test_an_even_kernel_padded_to_the_same_size_is_on_integers() -> None:
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_an_even_kernel_padded_to_the_same_size_is_on_integers(dilation) -> None:
+    """oneDNN, which has what is dilated where it is exact, pads both sides alike."""
     x = torch.randn(1, 2, 5, 5)
-    net = prepared(nn.Sequential(nn.Conv2d(2, 3, 2, padding="same"), nn.ReLU()).eval(), (x,), target="onednn")
+    layer = nn.Conv2d(2, 3, 2, padding="same", dilation=dilation)
+    net = prepared(nn.Sequential(layer, nn.ReLU()).eval(), (x,), target="onednn")
     module, executions = lowered(net)
     assert [row.implementation for row in executions.values()] == ["octavo_i8"]
     assert_agrees(module, simulate(net), (x,))

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from conftest import runs_here
 from octavo.engines import compile
 from octavo.engines.inductor import lowered
-from octavo.engines.isa import isa
 from octavo.engines.native import compiler, load_kernels
 from octavo.errors import QuantizationError
 from octavo.network.calibrate import choose_params, observe
@@ -200,12 +199,6 @@ def test_layers_left_in_float_are_said_to_be(rule) -> None:
     [
         (nn.Conv3d(2, 3, 3), torch.randn(1, 2, 5, 5, 5), "conv3d"),
         (nn.ConvTranspose2d(2, 3, 3), torch.randn(1, 2, 5, 5), "conv_transpose2d"),
-        pytest.param(
-            nn.Conv2d(2, 3, 2, padding="same", dilation=3),
-            torch.randn(1, 2, 5, 5),
-            "conv2d",
-            marks=pytest.mark.skipif(not isa().onednn, reason="ours, which pads each side as it is told, runs it"),
-        ),
     ],
 )
 def test_operations_without_a_kernel_run_in_float_and_say_so(model, example, layer) -> None:

@@ -13,6 +13,7 @@ int8   = octavo.compile(net)
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from octavo.former import RENAMED, TOOK_PAIRS, former, with_pair
@@ -44,9 +45,8 @@ _PUBLIC = {
     "octavo.recovery.repair": ("REPAIRS", "repair"),
     "octavo.recovery.schedule": ("Schedule",),
     "octavo.recovery.trainable": ("trainable", "trained"),
-    "octavo.saved.artifact": ("save",),
-    "octavo.saved.limits": ("Limits",),
-    "octavo.saved.loading": ("load",),
+    "octavo.saved.artifact": ("load", "save"),
+    "octavo.saved.cost": ("Limits",),
     "octavo.workflow.outcome": ("Result",),
     "octavo.workflow.recipe": ("quantize",),
 }
@@ -97,9 +97,8 @@ if TYPE_CHECKING:  # the same for type checkers and editors; tests/test_face.py 
     from octavo.recovery.repair import REPAIRS as REPAIRS, repair as repair
     from octavo.recovery.schedule import Schedule as Schedule
     from octavo.recovery.trainable import trainable as trainable, trained as trained
-    from octavo.saved.artifact import save as save
-    from octavo.saved.limits import Limits as Limits
-    from octavo.saved.loading import load as load
+    from octavo.saved.artifact import load as load, save as save
+    from octavo.saved.cost import Limits as Limits
     from octavo.workflow.outcome import Result as Result
     from octavo.workflow.recipe import quantize as quantize
 
@@ -112,9 +111,18 @@ def __getattr__(name: str) -> Any:
         return import_module(f"octavo.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'octavo' has no attribute {name!r}")
-    found = getattr(import_module(_MODULE[name]), name)
+    home = "octavo_serve" if name == "load" and not _has_torch() else _MODULE[name]
+    found = getattr(import_module(home), name)
     globals()[name] = with_pair(found) if name in TOOK_PAIRS else found
     return globals()[name]
+
+
+def _has_torch() -> bool:
+    """Whether torch can be imported; without it, `load` serves what was saved (docs/serve.md)."""
+    try:
+        return find_spec("torch") is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def __dir__() -> list[str]:

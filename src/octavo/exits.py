@@ -63,12 +63,13 @@ def ending(
 
 
 def _say(console: Console, error: QuantizationError) -> None:
-    console.print(f"[red]error[/red] {_plain(str(error))}", highlight=False)
+    said = "\n".join(map(printable, str(error).split("\n")))
+    console.print(f"[red]error[/red] {escape(said)}", highlight=False)
 
 
-def _plain(text: str) -> str:
-    """Text without markup, and without characters that steer a terminal: names in it may be a file's own."""
-    return escape("".join(one if one.isprintable() or one == "\n" else "�" for one in text))
+def printable(text: str) -> str:
+    """Text without characters that steer a terminal: names in it may be a file's own."""
+    return "".join(one if one.isprintable() else "�" for one in text)
 
 
 def promptly(run: Callable[[], int]) -> int:

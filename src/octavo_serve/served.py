@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo_serve.agreement import nearness_db, place_of, remember, was_checked
+from octavo_serve.cache import place_of, remember, was_checked
 from octavo_serve.container import Manifest, path_of, read_container
 from octavo_serve.errors import QuantizationError, reading
+from octavo_serve.nearness import nearness_db
 from octavo_serve.onnx_allowed import check_model, put_tensors
 from octavo_serve.onnx_file import read_model, write_model
 from octavo_serve.signature import Input, Signature, is_tensor, signature_from

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -27,6 +28,7 @@ from octavo.network.samples import Call
 from octavo.numerics.affine import round_by
 from octavo.numerics.broadcast import steps_beside
 from octavo.numerics.decibels import decibels
+from octavo_serve.nearness import nearness_db
 
 Outputs = tuple[list[Tensor], ...]  # for each call the tensors that a model returns, however nested
 
@@ -36,7 +38,6 @@ LEAST_DB = (
     3.0  # half of the output's power: a network that rounding at ties shakes more than this, nobody can vouch for
 )
 DRAWS, SLACK_DB = 3, 3.0  # draws scatter by 2 dB and less on four samples (docs/engines.md)
-STEADY = 1e-6  # of an output's power: what varies less than this from sample to sample is no signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,8 @@ def enough(leaf: Tensor) -> float:
 def nearness(wanted: Outputs, found: Outputs) -> list[float]:
     """Decibels between the outputs of two executions, tensor by tensor: 10·log₁₀(signal / noise).
 
-    The signal is what an output says of its inputs: how it varies around its mean over the samples, not the mean,
-    which stays where it is when half of the network is lost. For integers and truth values it is −10·log₁₀ of the share
-    that differs. −inf for another number of tensors, another shape or type, and where only one is NaN or infinite.
+    What that is says `octavo_serve.nearness`. −inf for another number of tensors, another shape or type, and where only
+    one is NaN or infinite.
     """
     columns = list(zip(*wanted, strict=True))
     if [len(leaves) for leaves in wanted] != [len(leaves) for leaves in found]:
@@ -103,23 +103,14 @@ def nearness(wanted: Outputs, found: Outputs) -> list[float]:
 
 
 def _nearness(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    signal = raw = noise = 0.0
-    for a, b in zip(wanted, found, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return -math.inf
-        if not a.is_floating_point():
-            signal, noise = signal + a.numel(), noise + int((a != b).sum())
-            continue
-        x, y = a.double(), b.double()
-        finite = torch.isfinite(x)
-        if not torch.equal(finite, torch.isfinite(y)) or not torch.allclose(x[~finite], y[~finite], equal_nan=True):
-            return -math.inf
-        x, y = torch.where(finite, x, 0.0), torch.where(finite, y, 0.0)
-        mean = x.mean(0) if x.ndim and len(x) > 1 else x.mean() if x.numel() > 1 else 0.0
-        signal += (x - mean).square().sum().item()
-        raw += x.square().sum().item()
-        noise += (x - y).square().sum().item()
-    return decibels(max(signal, STEADY * raw), noise)
+    if [leaf.dtype for leaf in wanted] != [leaf.dtype for leaf in found]:
+        return -math.inf
+    return nearness_db(*([_array(leaf) for leaf in leaves] for leaves in (wanted, found)))
+
+
+def _array(leaf: Tensor) -> NDArray[Any]:
+    """Its values; those that numpy has no type for are float64."""
+    return (leaf.double() if leaf.is_floating_point() else leaf).resolve_conj().resolve_neg().numpy()
 
 
 # ---- the simulation, and the same with its values moved

@@ -17,6 +17,7 @@ from octavo.engines.isa import Isa, isa
 from octavo.errors import QuantizationError, reason
 from octavo.files import built
 from octavo.machine import machine
+from octavo_serve.cache import cache_folder as folder_of_user
 
 SOURCES = sorted(Path(__file__).with_name("kernels").iterdir())
 FLAGS = (
@@ -53,9 +54,19 @@ def compiler_version() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept: $OCTAVO_CACHE, or octavo/ in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OCTAVO_CACHE") or Path(home) / "octavo")
+    """Where compiled code is kept: $OCTAVO_CACHE, or octavo/ in the user's cache folder.
+
+    raises  QuantizationError for a user without a home, as in some containers
+    """
+    found = folder_of_user()
+    if found is None:
+        raise QuantizationError(
+            asked="keep what was compiled",
+            seen="this user has no home folder",
+            remedy="set OCTAVO_CACHE to a folder that only this user can write to",
+            site="OCTAVO_CACHE",
+        )
+    return found
 
 
 @cache

@@ -3,12 +3,14 @@
 Sentences hold such names in backticks; what is between them is shown as it is, and nothing else is from a file.
 """
 
+from octavo.exits import printable
+
 WIDEST = 34  # characters of a name: tables of three columns fit
 
 
 def short(text: str, most: int = WIDEST) -> str:
     """A name that fits, its beginning and its end, without characters that steer a terminal."""
-    kept = "".join(one if one.isprintable() else "�" for one in text)
+    kept = printable(text)
     half = (most - 1) // 2
     return kept if len(kept) <= most else f"{kept[:half]}…{kept[-half:]}"
 

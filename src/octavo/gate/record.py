@@ -4,7 +4,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from octavo.errors import QuantizationError
 from octavo.gate.measures import Name
@@ -191,8 +191,6 @@ class Failed(Part):
 
 def schema() -> dict[str, Any]:
     """The JSON schema of what `--json` writes: a `Check`, or `Failed`."""
-    from pydantic import TypeAdapter  # noqa: PLC0415 (only a test and the documents need it)
-
     found: dict[str, Any] = TypeAdapter(Check | Failed).json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "octavo check --json"} | found
 

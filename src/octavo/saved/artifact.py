@@ -35,8 +35,8 @@ from octavo.network.plan import Plan
 from octavo.network.quantized import Network, Quantized, origin_of
 from octavo.numerics.affine import QParams, quantize
 from octavo.saved.container import Manifest, check_free, read_container, write_container
-from octavo.saved.evidence import evidence, from_evidence, remember_check, was_checked
-from octavo.saved.limits import LIMITS, Limits
+from octavo.saved.cost import LIMITS, Limits
+from octavo.saved.evidence import checked_at, evidence, from_evidence
 from octavo.saved.onnx_allowed import check_onnx
 from octavo.saved.record import graph_record, tensors_of
 from octavo.saved.serving import prepared
@@ -52,6 +52,7 @@ from octavo.saved.trust import (
     readable,
     unreadable,
 )
+from octavo_serve.cache import remember, was_checked
 from octavo_serve.served import MODELS, SAMPLES, SERVING, TENSORS
 
 NETWORK = "network.json"
@@ -185,7 +186,7 @@ def compiled(artifact: Artifact, *, engine: str | None = None, check: bool = Tru
     net, digest = artifact.net, artifact.manifest.digest
     if engine in engines.ENGINES and engines.ENGINES[engine].reads_onnx and artifact.onnx is not None:
         options["network"] = artifact.onnx
-    if not check or was_checked(digest, engine, options):
+    if not check or was_checked(checked_at(digest, engine, options)):
         with readable(artifact.path, f"{engine} cannot compile it"):
             return engines.compile(net, engine=engine, **options)
     with readable(artifact.path, "it cannot be run"):
@@ -194,7 +195,7 @@ def compiled(artifact: Artifact, *, engine: str | None = None, check: bool = Tru
         network = compile_right(net, engine=engine, expected=expected, **options)
     origin = origin_of(network)
     if origin is not None and origin.net is net:  # nothing had to be left in float
-        remember_check(digest, engine, options)
+        remember(checked_at(digest, engine, options))
     return network
 
 

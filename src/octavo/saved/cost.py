@@ -8,6 +8,7 @@ more than `LIMITS`.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import SymBool, SymFloat, SymInt, Tensor
@@ -20,7 +21,22 @@ from octavo.errors import QuantizationError, reading, refused
 from octavo.network.edit import attribute
 from octavo.network.work import multiplications
 from octavo.quiet import quiet
-from octavo.saved.limits import RAISE, Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a saved network may take for one call on its samples.
+
+    bytes            of all tensors that are needed at one time, parameters not counted
+    multiplications  in all products and convolutions
+    """
+
+    bytes: float = 2.0**30
+    multiplications: float = 1e12
+
+
+LIMITS = Limits()
+RAISE = "if you trust this file, pass limits=octavo.Limits(bytes=…, multiplications=…)"
 
 
 def check_cost(module: GraphModule, leaves: Sequence[Any], limits: Limits, *, recorded: bool) -> None:

@@ -56,22 +56,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def was_checked(digest: str, engine: str, options: dict[str, Any]) -> bool:
-    """Whether the file with this digest agreed with its simulation on this engine, CPU and these versions before."""
-    return _place(digest, engine, options).is_file()
-
-
-def remember_check(digest: str, engine: str, options: dict[str, Any]) -> None:
-    """Note that it did. A cache that cannot be written is no error: the next load checks again."""
-    place = _place(digest, engine, options)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    except OSError:
-        return
-
-
-def _place(digest: str, engine: str, options: dict[str, Any]) -> Path:
+def checked_at(digest: str, engine: str, options: dict[str, Any]) -> Path:
+    """Where it is noted that the file with this digest agreed with its simulation here: engine, CPU and versions."""
     cpu = {name: machine()[name] for name in ("cpu", "flags")}
     kernels = [isa().name, *(path.read_text() for path in SOURCES)] if engine == "inductor" else []
     given = {name: repr(value) for name, value in options.items() if name != "network"}

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from octavo.errors import QuantizationError, reason, refused
-from octavo.saved.limits import RAISE, Limits
+from octavo.saved.cost import RAISE, Limits
 from octavo_serve.onnx_allowed import OPERATORS, OPSET
 
 _ATTRIBUTES = {

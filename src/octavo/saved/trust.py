@@ -30,8 +30,7 @@ from octavo.network.target import Target
 from octavo.numerics.affine import QParams, dequantize
 from octavo.numerics.scheme import Scheme
 from octavo.saved.calls import CallRecord
-from octavo.saved.cost import check_cost
-from octavo.saved.limits import RAISE, Limits
+from octavo.saved.cost import RAISE, Limits, check_cost
 from octavo.saved.record import GraphRecord, InputRecord, graph_from
 
 _REMEDY = "save it again; manifest.json says which version of Octavo wrote it"

@@ -84,10 +84,6 @@ inline I32 load(const int32_t* from) {
   const auto* at = reinterpret_cast<const __m256i*>(from);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
 }
-inline I32 load(const int32_t* from, Lanes some) {
-  if (some == LANES) return load(from);
-  return {_mm256_maskload_epi32(from, mask(some, 0)), _mm256_maskload_epi32(from + 8, mask(some, 8))};
-}
 inline void store(int32_t* to, I32 x) {
   auto* at = reinterpret_cast<__m256i*>(to);
   _mm256_storeu_si256(at, x.a);
@@ -159,14 +155,11 @@ inline Spread spread(const Left* from) {
   std::memcpy(&two, from, 4);
   return _mm256_set1_epi32(two);
 }
-INLINE inline void dot(I32& sum, Spread u, const Right& w) {
-  sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(u, w.a));
-  sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(u, w.b));
-}
 INLINE inline void dot(I32& sum, const Pixels& u, const Right& w) {
   sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(u.a, w.a));
   sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(u.b, w.b));
 }
+INLINE inline void dot(I32& sum, Spread u, const Right& w) { dot(sum, Pixels{u, u}, w); }
 
 // Sixteen columns of two rows, columns side by side, as signed bytes.
 inline void weave(const uint8_t* const rows[GROUP], int8_t* to) {

@@ -52,7 +52,6 @@ inline F32 keep(F32 x, Lanes some, F32 others) { return _mm512_mask_mov_ps(other
 
 inline I32 every(int32_t x) { return _mm512_set1_epi32(x); }
 inline I32 load(const int32_t* from) { return _mm512_loadu_si512(from); }
-inline I32 load(const int32_t* from, Lanes some) { return _mm512_maskz_loadu_epi32(some, from); }
 inline void store(int32_t* to, I32 x) { _mm512_storeu_si512(to, x); }
 inline void store(int32_t* to, I32 x, Lanes some) { _mm512_mask_storeu_epi32(to, some, x); }
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }

@@ -18,7 +18,6 @@
 #define _mm512_set1_epi8 emulated_set1_epi8
 #define _mm512_setzero_si512 emulated_setzero_si512
 #define _mm512_loadu_si512 emulated_loadu_si512
-#define _mm512_maskz_loadu_epi32 emulated_maskz_loadu_epi32
 #define _mm512_maskz_loadu_epi8 emulated_maskz_loadu_epi8
 #define _mm_maskz_loadu_epi8 emulated_maskz_loadu_16_epi8
 #define _mm512_cvtepu8_epi32 emulated_cvtepu8_epi32
@@ -57,11 +56,6 @@ __m512 floats(const Of& of) {
 template <typename Mask>
 bool has(Mask mask, int64_t i) {
   return mask >> i & 1;
-}
-// So many bytes from `from`, by the mask, the others 0
-template <typename Number, typename Mask>
-__m512i some_of(Mask mask, const void* from) {
-  return integers<Number>([=](int64_t i) { return has(mask, i) ? static_cast<const Number*>(from)[i] : Number(0); });
 }
 
 // ---- float32
@@ -135,7 +129,6 @@ __m512i _mm512_loadu_si512(const void* from) {
   std::memcpy(&to, from, sizeof(to));
   return to;
 }
-__m512i _mm512_maskz_loadu_epi32(__mmask16 mask, const void* from) { return some_of<int32_t>(mask, from); }
 void _mm512_storeu_si512(void* to, const __m512i& x) { std::memcpy(to, &x, sizeof(x)); }
 void _mm512_mask_storeu_epi32(int32_t* to, __mmask16 mask, const __m512i& x) {
   for (int64_t i = 0; i < 16; ++i)
@@ -198,7 +191,9 @@ __m512i _mm512_cvtepu8_epi32(__m128i x) {
 __m512i _mm512_set1_epi8(char x) {
   return integers<char>([=](int64_t) { return x; });
 }
-__m512i _mm512_maskz_loadu_epi8(__mmask64 mask, const void* from) { return some_of<uint8_t>(mask, from); }
+__m512i _mm512_maskz_loadu_epi8(__mmask64 mask, const void* from) {
+  return integers<uint8_t>([=](int64_t i) { return has(mask, i) ? static_cast<const uint8_t*>(from)[i] : 0; });
+}
 void _mm512_mask_storeu_epi8(void* to, __mmask64 mask, const __m512i& x) {
   for (int64_t i = 0; i < 64; ++i)
     if (has(mask, i)) static_cast<uint8_t*>(to)[i] = x.at[i];

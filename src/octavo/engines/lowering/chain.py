@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from octavo.engines.isa import isa
 from octavo.engines.lowering.build import Grid, Integers, Lowering, grid_of, only_reader, quantize_to_uint8
-from octavo.engines.lowering.convolution import Convolution, read
+from octavo.engines.lowering.convolution import Convolution, onednn_pads, read
 from octavo.engines.lowering.epilogue import ACTIVATIONS, Epilogue, finish, redundant
 from octavo.engines.lowering.packing import pack_dense, pack_depthwise
 from octavo.engines.lowering.sizes import same_sizes
@@ -94,8 +94,8 @@ class End:
 def chain(lowering: Lowering, node: Node) -> bool:
     """x [N, C, H, W] or [N, C, W]; followed by nothing, ReLU, ReLU6 or another bound.
 
-    Where oneDNN is exact, it has what is rare: groups, dilation, one axis, and filters of each channel that end in
-    float32.
+    What is rare (groups, dilation, one axis, filters of each channel that end in float32) is left to oneDNN, where it
+    is exact and can.
     """
     it = read(lowering, node)
     if it is None:
@@ -104,7 +104,7 @@ def chain(lowering: Lowering, node: Node) -> bool:
     end = _end(lowering, node, adds=not depthwise)
     to_float = end.epilogue.grid is None
     rare = it.weight.ndim == 3 or it.dilation != [1, 1] or (to_float if depthwise else it.groups > 1)
-    if rare and isa().onednn:
+    if rare and isa().onednn and onednn_pads(it):
         return False
     flat = it.weight.ndim == 3
     it, source = _with_padding(_upright(it), cast(Node, node.args[0]))

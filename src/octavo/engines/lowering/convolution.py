@@ -62,10 +62,15 @@ def read(lowering: Lowering, node: Node) -> Convolution | None:
     )  # fmt: skip
 
 
+def onednn_pads(it: Convolution) -> bool:
+    """Whether oneDNN can: it pads both sides alike."""
+    return it.padding == it.behind
+
+
 def convolution(lowering: Lowering, node: Node) -> bool:
-    """oneDNN's kernel, where it is exact, with the activation and the rounding inside; it pads both sides alike."""
+    """oneDNN's kernel, where it is exact, with the activation and the rounding inside."""
     it = read(lowering, node) if isa().onednn else None
-    if it is None or it.padding != it.behind:
+    if it is None or not onednn_pads(it):
         return False
     end = epilogue(lowering, node, CONVOLUTION[it.weight.ndim - 2], of_channels=True)
     result = lowering.emit(
