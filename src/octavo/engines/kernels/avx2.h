@@ -1,7 +1,7 @@
 // Vectors of `simd.h` on AVX2: of each, two registers of eight lanes.
 //
 // AVX2 has a product of bytes, vpmaddubsw, which adds two of them in 16 bits and saturates. Of operands widened to 16 bits
-// vpmaddwd adds two in 32, which is exact, and takes 7 % longer on a Zen 3 and 37 % on a Xeon (docs/engines.md).
+// vpmaddwd adds two in 32, which is exact, and takes 17 % longer on a Zen 3 and 37 % on a Xeon (docs/engines.md).
 
 #pragma once
 
